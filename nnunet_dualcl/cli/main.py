@@ -1,0 +1,215 @@
+"""``dualcl``: one subcommand for each thing a user does, with nnU-Net's flag letters."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_dualcl import __version__
+from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER, run_with_arguments
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import (
+    CONFIG_VARIABLE,
+    EXT_TRAINER_VARIABLE,
+    SPLITS_FILE,
+    dataset_name,
+    required_folder,
+    with_trainers_folder,
+)
+
+# Imports of torch and nnU-Net's machinery stay inside the commands that need them: `dualcl env` runs in every shell.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 0 on success, 1 when some cases failed, 2 for a fault in the input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if arguments[:1] and arguments[0] in ("train", "predict"):
+        # everything but --config belongs to nnU-Net's own parser, its -h included
+        parsed, rest = argparse.Namespace(run={"train": _train, "predict": _predict}[arguments[0]]), arguments[1:]
+        parsed.rest = rest
+    else:
+        parsed = parser.parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except DualCLError as error:
+        print(f"dualcl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dualcl: interrupted; finished files are complete, repeat the command to go on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dualcl",
+        description="Semi-supervised training inside nnU-Net v2.",
+        epilog="Paths come from nnUNet_raw, nnUNet_preprocessed and nnUNet_results.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet-dualcl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("env", help="print the export that lets stock nnU-Net find our trainers")
+    command.set_defaults(run=_env)
+
+    command = commands.add_parser("doctor", help="check this installation and say the fix for each fault")
+    command.set_defaults(run=_doctor)
+
+    command = commands.add_parser("split", help="write a split file: few labeled, the rest unlabeled, validation")
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    command.add_argument("--labeled", type=int, required=True, help="labeled cases (patients, with --groups)")
+    command.add_argument(
+        "--val", type=float, default=0.2, help="validation: a share below 1, or a number (default 0.2)"
+    )
+    command.add_argument("--draws", type=int, default=5, help="draws of the labeled cases, one a fold (default 5)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--groups", type=Path, help="CSV, TSV or JSON: case -> patient; patients stay on one side")
+    command.add_argument("--exclude", type=Path, help="text file of cases, one a line, to leave out (a test set)")
+    command.add_argument("--force", action="store_true", help="replace an existing split file")
+    command.set_defaults(run=_split)
+
+    command = commands.add_parser("preprocess", help="run unlabeled cases through nnU-Net's preprocessor")
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
+    command.add_argument("-np", type=int, default=4, metavar="PROCESSES", help="cases at a time (default 4)")
+    command.add_argument("--force", action="store_true", help="redo cases that are already there")
+    command.set_defaults(run=_preprocess)
+
+    commands.add_parser("train", help="nnUNetv2_train with our trainer; also takes --config FILE", add_help=False)
+    commands.add_parser("predict", help="nnUNetv2_predict with our trainer", add_help=False)
+
+    command = commands.add_parser("export", help="write a model that stock nnU-Net runs without this package")
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
+    command.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER")
+    command.add_argument("-f", nargs="+", default=None, metavar="FOLD", help="default: every fold with the checkpoint")
+    command.add_argument("-chk", default="checkpoint_final.pth", metavar="CHECKPOINT")
+    command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("demo", help="a phantom dataset from generation to a table against stock nnU-Net")
+    command.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER")
+    command.add_argument("--epochs", type=int, default=None, help="epochs of each training (default: a few minutes)")
+    command.set_defaults(run=_demo)
+    return parser
+
+
+def _env(_: argparse.Namespace) -> int:
+    value = with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))
+    print(f"export {EXT_TRAINER_VARIABLE}={shlex.quote(value)}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from nnunet_dualcl.cli.doctor import diagnose
+
+    faults = 0
+    for finding in diagnose():
+        print(f"[{finding.status:5}] {finding.what}")
+        if finding.fix:
+            print(f"        fix: {finding.fix}")
+        faults += finding.status == "fault"
+    print("No fault found." if not faults else f"{faults} fault(s) found.")
+    return 1 if faults else 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    import json
+
+    from nnunet_dualcl.data.cases import raw_training_images
+    from nnunet_dualcl.data.splits import draw_splits, read_groups, write_splits
+
+    name = dataset_name(arguments.d)
+    raw = required_folder("nnUNet_raw") / name
+    if not (raw / "dataset.json").is_file():
+        raise DualCLError(f"{raw / 'dataset.json'} does not exist. Convert the dataset to nnU-Net's raw format first.")
+    cases = list(raw_training_images(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8"))))
+    excluded = arguments.exclude.read_text(encoding="utf-8").split() if arguments.exclude else []
+    splits = draw_splits(
+        cases,
+        labeled=arguments.labeled,
+        validation=arguments.val,
+        draws=arguments.draws,
+        seed=arguments.seed,
+        groups=read_groups(arguments.groups) if arguments.groups else None,
+        excluded=excluded,
+    )
+    path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
+    write_splits(path, splits, force=arguments.force)
+    first = splits[0]
+    print(
+        f"{path}: {len(splits)} fold(s), each with {len(first['train'])} labeled, {len(first['unlabeled'])} "
+        f"unlabeled and {len(first['val'])} validation cases (seed {arguments.seed})."
+    )
+    return 0
+
+
+def _preprocess(arguments: argparse.Namespace) -> int:
+    from nnunet_dualcl.preprocessing import preprocess_dataset
+
+    report = preprocess_dataset(
+        arguments.d, arguments.c, arguments.p, num_processes=arguments.np, force=arguments.force
+    )
+    print(
+        f"{report.folder}: {len(report.done)} preprocessed, {len(report.skipped)} already there, "
+        f"{len(report.failed)} failed."
+    )
+    for case, fault in sorted(report.failed.items()):
+        print(f"  failed: {case}: {fault}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config", type=Path, default=None)
+    parsed, rest = own.parse_known_args(arguments.rest)
+    if "-h" in rest or "--help" in rest:
+        print("dualcl train takes --config FILE (a DualCLConfig in YAML) and nnU-Net's own arguments:\n")
+    from nnunet_dualcl.config import DualCLConfig
+    from nnunet_dualcl.training.environment import variable
+
+    if parsed.config is not None:
+        DualCLConfig.from_yaml(parsed.config)  # a typing error shows before torch and the data are loaded
+    from nnunetv2.run.run_training import run_training_entry
+
+    with variable(CONFIG_VARIABLE, str(parsed.config.resolve()) if parsed.config else None):
+        run_with_arguments(run_training_entry, "dualcl train", rest)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+
+    run_with_arguments(predict_entry_point, "dualcl predict", arguments.rest)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from nnunet_dualcl.export import export_stock_model
+
+    name = dataset_name(arguments.d)
+    model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
+    folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
+    print(
+        f"{arguments.o}: {', '.join(folds)}. "
+        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ..."
+    )
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nnunet_dualcl.demo import run_demo
+
+    run_demo(arguments.o, epochs=arguments.epochs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

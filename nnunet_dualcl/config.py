@@ -1,0 +1,217 @@
+"""Every knob of a DualCL training in one frozen, typed object."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import CONFIG_VARIABLE
+
+
+@dataclass(frozen=True)
+class DualCLConfig:
+    """Settings of one training. Variants are ``dataclasses.replace(config, field=value)``.
+
+    The first five fields set nnU-Net's own attributes of the same name; the rest belong to this package.
+    Weights multiply terms as in ``docs/method.md``. All values are checked on construction.
+    """
+
+    num_epochs: int = 1000
+    """Epochs (nnU-Net's default)."""
+    num_iterations_per_epoch: int = 250
+    """Training steps an epoch (nnU-Net's default)."""
+    num_val_iterations_per_epoch: int = 50
+    """Validation patches-batches an epoch (nnU-Net's default)."""
+    initial_lr: float = 1e-2
+    """Learning rate at step 0 of nnU-Net's polynomial schedule (nnU-Net's default)."""
+    seed: int = 0
+    """Seed of weights, batches and sampling. Bit-equal repeats need ``nnUNet_n_proc_DA=0`` and a deterministic
+    device; with augmentation workers the order of batches depends on timing."""
+
+    unlabeled_batch_size: int | None = None
+    """Unlabeled patches a step; null means as many as labeled ones."""
+
+    second_decoder: bool = True
+    """Train decoder B. Off, training is exactly stock nnU-Net's."""
+    prediction: Literal["mean", "a"] = "mean"
+    """What validation and prediction use: the mean of both decoders' logits, or decoder A alone."""
+
+    pseudo_label_weight: float = 1.0
+    """w_u, weight of the pseudo-label term L_u."""
+    pseudo_label_source: Literal["winner", "cross"] = "winner"
+    """Who teaches: the decoder with the lower supervised loss on this batch, or each the other."""
+    reliability: Literal["per_class", "global"] = "per_class"
+    """One entropy quantile for each predicted class, or one for all voxels."""
+    unreliable_fraction_start: float = 0.2
+    """Share of voxels called unreliable at step 0 (U2PL, CVPR 2022)."""
+    unreliable_fraction_end: float = 0.0
+    """The same at the last step; linear in between."""
+
+    verification_weight: float = 0.5
+    """w_reg, weight of the mutual verification term L_reg."""
+    verification_confidence: float = 0.6
+    """T, the least probability with which a decoder asserts a class."""
+    verification_on: Literal["both", "labeled", "unlabeled"] = "both"
+    """Halves of the batch on which L_reg acts."""
+
+    contrastive_weight: float = 0.1
+    """w_c, weight of the contrastive reliability term L_c."""
+    contrastive_temperature: float = 0.1
+    """tau, temperature of the softmax over prototypes."""
+    contrastive_samples: int = 4096
+    """Voxels of each patch at which L_c, the prototypes and the logged shares are computed."""
+    prototype_momentum: float = 0.99
+    """Share of the old prototype kept at each step."""
+
+    rampup_fraction: float = 0.4
+    """t_r as a share of all steps: L_u and L_c reach full weight there (Laine & Aila, arXiv 1610.02242)."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "num_epochs": 1,
+            "num_iterations_per_epoch": 1,
+            "num_val_iterations_per_epoch": 1,
+            "seed": 0,
+            "contrastive_samples": 1,
+            "pseudo_label_weight": 0,
+            "verification_weight": 0,
+            "contrastive_weight": 0,
+        }
+        unit_interval = (
+            "unreliable_fraction_start",
+            "unreliable_fraction_end",
+            "prototype_momentum",
+            "rampup_fraction",
+        )
+        for name, least in at_least.items():
+            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        for name in unit_interval:
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        _require(self.initial_lr > 0, "initial_lr", self.initial_lr, "above 0")
+        _require(self.contrastive_temperature > 0, "contrastive_temperature", self.contrastive_temperature, "above 0")
+        _require(
+            0 < self.verification_confidence < 1,
+            "verification_confidence",
+            self.verification_confidence,
+            "strictly between 0 and 1",
+        )
+        if self.unlabeled_batch_size is not None:
+            _require(
+                self.unlabeled_batch_size >= 1,
+                "unlabeled_batch_size",
+                self.unlabeled_batch_size,
+                "at least 1, or null for as many as labeled ones",
+            )
+        if not self.second_decoder and self.prediction == "mean":
+            # Decoder B is never trained then; averaging it in would spoil decoder A.
+            object.__setattr__(self, "prediction", "a")
+        extra = self.pseudo_label_weight + self.verification_weight + self.contrastive_weight
+        if not self.second_decoder and extra > 0:
+            raise DualCLError(
+                "second_decoder: false leaves no second predictor for the other terms. Set pseudo_label_weight, "
+                "verification_weight and contrastive_weight to 0 as well."
+            )
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether any term acts on unlabeled patches."""
+        return (
+            self.pseudo_label_weight > 0
+            or self.contrastive_weight > 0
+            or (self.verification_weight > 0 and self.verification_on != "labeled")
+        )
+
+    @classmethod
+    def supervised(cls, **overrides: Any) -> DualCLConfig:
+        """Both decoders, no term beyond the supervised ones."""
+        weights = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
+        return cls(**{**weights, **overrides})
+
+    @classmethod
+    def stock(cls, **overrides: Any) -> DualCLConfig:
+        """Decoder A only: training is stock nnU-Net's."""
+        return cls.supervised(**{"second_decoder": False, "prediction": "a", **overrides})
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> DualCLConfig:
+        """Build from plain values, refusing unknown keys and wrong types.
+
+        Raises:
+            DualCLError: naming ``source``, the key and what is allowed.
+        """
+        hints = get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise DualCLError(f"{source}: unknown key {', '.join(unknown)}. Allowed: {', '.join(sorted(names))}.")
+        try:
+            return cls(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
+        except DualCLError as error:
+            raise DualCLError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> DualCLConfig:
+        """Read a YAML file of ``key: value`` lines; keys left out keep their defaults.
+
+        Raises:
+            DualCLError: the file is missing, no YAML, no mapping, or holds a wrong key or value.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DualCLError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+        except yaml.YAMLError as error:
+            raise DualCLError(f"The configuration {path} is no valid YAML: {error}") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise DualCLError(f"The configuration {path} must hold 'key: value' lines, found {type(values).__name__}.")
+        return cls.from_mapping(values, source=str(path))
+
+    @classmethod
+    def from_environment(cls) -> DualCLConfig:
+        """The file named by ``DUALCL_CONFIG``, or the defaults where the variable is not set."""
+        path = os.environ.get(CONFIG_VARIABLE)
+        return cls.from_yaml(Path(path)) if path else cls()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values of all fields, in order."""
+        return dataclasses.asdict(self)
+
+    def write_yaml(self, path: Path) -> None:
+        """Write all fields in one step."""
+        write_text(path, yaml.safe_dump(self.to_mapping(), sort_keys=False))
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise DualCLError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """``value`` if it fits the annotation ``hint``; numbers that YAML 1.1 reads as text (1e-2) are converted."""
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), name, value, f"one of {', '.join(get_args(hint))}")
+        return value
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    _require(fits, name, value, {int: "a whole number", float: "a number", bool: "true or false"}[hint])
+    return value

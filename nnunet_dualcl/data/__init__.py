@@ -1,0 +1,1 @@
+"""Which cases are unlabeled, and batches that pair them with labeled ones."""

@@ -1,0 +1,109 @@
+"""Which cases of a dataset are unlabeled, and where their images are. No label file is named here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
+
+CaseImages = dict[str, list[Path]]
+"""Case name -> its image files, one a channel, in channel order."""
+
+
+def list_case_images(folder: Path, file_ending: str) -> CaseImages:
+    """Cases in a folder of ``NAME_0000ENDING`` files, sorted by name; an absent folder has none."""
+    pattern = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(file_ending))
+    cases: dict[str, list[Path]] = {}
+    for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        match = pattern.fullmatch(entry)
+        if match:
+            cases.setdefault(match["case"], []).append(folder / entry)
+    return dict(sorted(cases.items()))
+
+
+def raw_training_images(raw_dataset_folder: Path, dataset_json: Mapping[str, Any]) -> CaseImages:
+    """Images of the labeled part of a raw dataset: ``imagesTr``, or what ``dataset.json`` lists under ``dataset``."""
+    listed = dataset_json.get("dataset")
+    if listed is None:
+        return list_case_images(raw_dataset_folder / "imagesTr", dataset_json["file_ending"])
+    return {
+        case: [raw_dataset_folder / os.path.expandvars(image) for image in listed[case]["images"]]
+        for case in sorted(listed)
+    }
+
+
+def read_split(preprocessed_dataset_folder: Path, fold: int | str) -> dict[str, list[str]] | None:
+    """The entry of a fold in nnU-Net's split file, or None where there is no file, no such fold, or fold is "all"."""
+    path = preprocessed_dataset_folder / SPLITS_FILE
+    if fold == "all" or not path.is_file():
+        return None
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DualCLError(f"{path} is no valid JSON ({error}). Write it anew with: dualcl split") from None
+    if int(fold) >= len(splits):
+        return None
+    entry: dict[str, list[str]] = splits[int(fold)]
+    return entry
+
+
+def check_disjoint(unlabeled: Iterable[str], split: Mapping[str, list[str]], *, where: str) -> None:
+    """Refuse a case that is unlabeled and at the same time labeled for training or used for validation.
+
+    Raises:
+        DualCLError: naming the cases and the file to mend.
+    """
+    pool = set(unlabeled)
+    for role in ("train", "val"):
+        both = sorted(pool & set(split.get(role, [])))
+        if both:
+            meaning = "a labeled training case" if role == "train" else "a validation case"
+            raise DualCLError(
+                f"{where}: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''} listed as unlabeled and as "
+                f"{meaning} ('{role}'). A case has one role: take it out of one of the lists."
+            )
+
+
+def unlabeled_case_images(
+    raw_dataset_folder: Path, dataset_json: Mapping[str, Any], listed: Iterable[str]
+) -> CaseImages:
+    """Images of all unlabeled cases: those in ``imagesUnlabeled`` and those ``listed`` by name in the split file.
+
+    Raises:
+        DualCLError: a listed name has no image, a name stands for two different images, or a case has a wrong
+            number of channels.
+    """
+    training = raw_training_images(raw_dataset_folder, dataset_json)
+    own_folder = list_case_images(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
+    twice = sorted(set(training) & set(own_folder))
+    if twice:
+        raise DualCLError(
+            f"{raw_dataset_folder}: {', '.join(twice[:5])} in imagesTr and in {IMAGES_UNLABELED}. "
+            "Rename one of them; results are stored by case name."
+        )
+    missing = sorted(set(listed) - set(training) - set(own_folder))
+    if missing:
+        raise DualCLError(
+            f"{raw_dataset_folder}: no image for {', '.join(missing[:5])}, listed as unlabeled in {SPLITS_FILE}. "
+            f"Expected files such as imagesTr/{missing[0]}_0000{dataset_json['file_ending']}."
+        )
+    cases = {**{case: training[case] for case in listed if case in training}, **own_folder}
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    wrong = [
+        f"{case} ({len(files)} in {files[0].parent})"
+        for case, files in sorted(cases.items())
+        if len(files) != len(channels)
+    ]
+    if wrong:
+        raise DualCLError(
+            f"Unlabeled cases with a wrong number of image files: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''}. "
+            f"dataset.json names {len(channels)} channel(s): {', '.join(str(name) for name in channels.values())}. "
+            "Add the missing channels or take the cases out."
+        )
+    return dict(sorted(cases.items()))

@@ -1,0 +1,74 @@
+"""Batches of labeled patches, drawn as stock nnU-Net draws them, paired with unlabeled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+from nnunet_dualcl.data.random_stream import RandomStream
+from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
+
+
+def build_unlabeled_loader(
+    labeled: nnUNetDataLoader, cases: UnlabeledDataset, batch_size: int, label_manager: Any
+) -> Any:
+    """nnU-Net's loader over unlabeled cases: patch size and augmentation of ``labeled``, uniform placement."""
+    dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
+    loader = nnUNetDataLoader(
+        cases,
+        batch_size,
+        labeled.patch_size[dimensions],
+        labeled.final_patch_size[dimensions],
+        label_manager,
+        oversample_foreground_percent=0.0,
+        transforms=labeled.transforms,
+    )
+    loader.has_ignore = False  # with an ignore label nnU-Net would look for annotated voxels; here are none
+    return loader
+
+
+class PairedLoader:
+    """Endless batches: stock's ``data``, ``target``, ``keys``, and ``unlabeled_data``, ``unlabeled_keys``.
+
+    One object makes both halves, so any augmenter spreads its workers over them in exactly the right proportion.
+    """
+
+    def __init__(self, labeled: nnUNetDataLoader, unlabeled: nnUNetDataLoader) -> None:
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self._unlabeled_stream = RandomStream()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        with self._unlabeled_stream.active():
+            unlabeled = next(self.unlabeled)
+        batch: dict[str, Any] = next(self.labeled)
+        batch["unlabeled_data"] = unlabeled["data"]
+        batch["unlabeled_keys"] = unlabeled["keys"]
+        return batch
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called by augmenters in each worker."""
+        self.labeled.set_thread_id(thread_id)
+        self.unlabeled.set_thread_id(thread_id)
+
+
+def augment(loader: Any, *, num_processes: int, num_cached: int, seed: int, pin_memory: bool) -> Any:
+    """Run ``loader`` in ``num_processes`` worker processes, or in this one when 0, as nnU-Net does."""
+    if num_processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=num_processes,
+        num_cached=num_cached,
+        seeds=[(seed + worker) % 2**32 for worker in range(num_processes)],
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )

@@ -1,0 +1,108 @@
+"""Draw few labeled, many unlabeled and validation cases: nnU-Net's split file with an ``unlabeled`` list."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.errors import DualCLError
+
+Split = dict[str, list[str]]
+
+
+def draw_splits(
+    cases: Sequence[str],
+    *,
+    labeled: int,
+    validation: float | int,
+    draws: int,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    excluded: Sequence[str] = (),
+) -> list[Split]:
+    """One fold for each draw of the labeled cases; the validation cases are the same in all of them.
+
+    Whole groups (patients) are drawn, so no patient is on two sides. Without ``groups`` each case is a group.
+
+    Args:
+        cases: all cases with images and labels.
+        labeled: number of groups in ``train``.
+        validation: number of groups in ``val``; below 1, a share of all groups (rounded).
+        draws: number of folds.
+        seed: the same seed gives the same splits.
+        groups: case -> group.
+        excluded: cases in no list at all (a test set); their groups are left out whole.
+
+    Returns:
+        Folds with sorted ``train``, ``val`` and ``unlabeled``.
+
+    Raises:
+        DualCLError: too few cases, or names in ``groups`` or ``excluded`` that do not match.
+    """
+    group_of = {case: case for case in cases} if groups is None else dict(groups)
+    without = sorted(set(cases) - set(group_of))
+    if without:
+        raise DualCLError(f"No group given for {', '.join(without[:5])}. Every case needs one line in the groups file.")
+    unknown = sorted(set(excluded) - set(cases))
+    if unknown:
+        raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")
+    left_out = {group_of[case] for case in excluded}
+    pool = sorted({group_of[case] for case in cases} - left_out)
+    num_validation = round(validation * len(pool)) if 0 < validation < 1 else int(validation)
+    if labeled < 1 or num_validation < 1 or draws < 1:
+        raise DualCLError("At least one labeled case, one validation case and one draw are needed.")
+    if labeled + num_validation > len(pool):
+        raise DualCLError(
+            f"{labeled} labeled and {num_validation} validation out of {len(pool)} "
+            f"{'cases' if groups is None else 'groups'}: too many. Lower --labeled or --val."
+        )
+    shuffled = list(np.random.default_rng(seed).permutation(pool))
+    val_groups, train_pool = set(shuffled[:num_validation]), shuffled[num_validation:]
+    folds = []
+    for draw in range(draws):
+        order = np.random.default_rng([seed, draw]).permutation(train_pool)
+        train_groups, unlabeled_groups = set(order[:labeled]), set(order[labeled:])
+        folds.append(
+            {
+                role: sorted(case for case in cases if group_of[case] in chosen)
+                for role, chosen in (("train", train_groups), ("val", val_groups), ("unlabeled", unlabeled_groups))
+            }
+        )
+    return folds
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Case -> patient from a JSON object or from a CSV or TSV of two columns (a header line is allowed).
+
+    Raises:
+        DualCLError: unreadable, or a line without two columns.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DualCLError(f"Cannot read the groups file {path}: {error.strerror}.") from None
+    if path.suffix == ".json":
+        return {str(case): str(group) for case, group in json.loads(text).items()}
+    rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise DualCLError(f"{path}, line {number}: expected 'case,patient', found {','.join(row)!r}.")
+    return {case.strip(): group.strip() for case, group in rows}
+
+
+def write_splits(path: Path, splits: Sequence[Split], *, force: bool = False) -> None:
+    """Write nnU-Net's split file.
+
+    Raises:
+        DualCLError: the file exists and ``force`` is off; it may define trainings that already ran.
+    """
+    if path.exists() and not force:
+        raise DualCLError(
+            f"{path} exists and may belong to finished trainings. Keep a copy and repeat with --force to replace it."
+        )
+    write_text(path, json.dumps(list(splits), indent=2) + "\n")

@@ -1,0 +1,119 @@
+"""Write decoder A as a plain ``nnUNetTrainer`` model that runs where this package was never installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import torch
+
+from nnunet_dualcl import __version__
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import PROVENANCE_FILE
+
+STOCK_TRAINER = "nnUNetTrainer"
+_MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
+_DROPPED = ("decoder_b.", "_extra_state")
+
+
+def export_stock_model(
+    model_folder: Path,
+    target: Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+) -> list[str]:
+    """Copy a trained model folder, reduced to encoder and decoder A, under the stock trainer's name.
+
+    The result has what nnU-Net's predictor reads and ``dualcl_provenance.json`` with trainer, versions and
+    configuration of each fold. Weights are copied bit for bit. The optimizer state is left behind.
+
+    Args:
+        model_folder: ``nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION``.
+        target: folder to make; must not exist.
+        folds: folds to export; None means all that have the checkpoint.
+        checkpoint_name: file to read in each fold's folder; always written as ``checkpoint_final.pth``.
+
+    Returns:
+        Names of the exported fold folders.
+
+    Raises:
+        DualCLError: nothing to export, a checkpoint of another trainer, or ``target`` exists.
+    """
+    if target.exists():
+        raise DualCLError(f"{target} exists. Export into a new folder, or move the old one away.")
+    sources = _checkpoints(model_folder, folds, checkpoint_name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
+        folder = Path(partial) / "model"
+        provenance: dict[str, Any] = {
+            "source": model_folder.name,
+            "decoder": "A",
+            "nnunet_dualcl": __version__,
+            "nnunetv2": getattr(nnunetv2, "__version__", None) or _version("nnunetv2"),
+            "torch": torch.__version__,
+            "folds": {},
+        }
+        for path in sources:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+            stock = stock_checkpoint(checkpoint, path)
+            fold_folder = folder / path.parent.name
+            fold_folder.mkdir(parents=True)
+            torch.save(stock, fold_folder / "checkpoint_final.pth")
+            provenance["folds"][path.parent.name] = {
+                "trainer": checkpoint["trainer_name"],
+                "checkpoint": checkpoint_name,
+                "epochs_trained": checkpoint["current_epoch"],
+                "config": checkpoint["dualcl"]["config"],
+            }
+        for name in _MODEL_FILES:
+            if (model_folder / name).is_file():
+                shutil.copyfile(model_folder / name, folder / name)
+        (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        folder.rename(target)
+    return [path.parent.name for path in sources]
+
+
+def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The part of a checkpoint that nnU-Net's predictor reads, with stock weights and the stock trainer's name."""
+    if "dualcl" not in checkpoint:
+        raise DualCLError(
+            f"{path} was written by {checkpoint.get('trainer_name')}, not by a trainer of this package; "
+            "there is nothing to export."
+        )
+    weights = checkpoint["network_weights"]
+    return {
+        "network_weights": {name: value for name, value in weights.items() if not name.startswith(_DROPPED)},
+        "init_args": checkpoint["init_args"],
+        "trainer_name": STOCK_TRAINER,
+        "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+        "current_epoch": checkpoint["current_epoch"],
+    }
+
+
+def _checkpoints(model_folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[Path]:
+    if not (model_folder / "plans.json").is_file():
+        raise DualCLError(f"{model_folder} holds no trained model (no plans.json). Check -d, -c, -p and -tr.")
+    if folds is None:
+        paths = sorted(model_folder.glob(f"fold_*/{checkpoint_name}"))
+        if not paths:
+            raise DualCLError(
+                f"No {checkpoint_name} in any fold of {model_folder}. Train to the end, or name one with -chk."
+            )
+        return paths
+    paths = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+    for path in paths:
+        if not path.is_file():
+            raise DualCLError(f"{path} does not exist. Train this fold to the end, or name another with -f or -chk.")
+    return paths
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

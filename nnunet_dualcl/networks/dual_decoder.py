@@ -1,0 +1,113 @@
+"""nnU-Net's U-Net with a second decoder on the same encoder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.networks.interpolating_decoder import build_interpolating_decoder
+
+Prediction = Literal["mean", "a"]
+
+
+class DualOutput(NamedTuple):
+    """What the network returns in training mode.
+
+    ``logits_*``: one tensor (B, C, *) a deep supervision level, full resolution first; a single tensor when deep
+    supervision is off. ``features_*``: (B, D, *) output of the last decoder stage, which the segmentation layer reads.
+    """
+
+    logits_a: list[torch.Tensor] | torch.Tensor
+    logits_b: list[torch.Tensor] | torch.Tensor
+    features_a: torch.Tensor
+    features_b: torch.Tensor
+
+
+class DualDecoderUNet(nn.Module):
+    """Wraps a U-Net built by nnU-Net; keeps its names, so dropping ``decoder_b.*`` leaves stock weights.
+
+    In training mode ``forward`` returns a :class:`DualOutput` when ``second_decoder`` is on and decoder A's output
+    when it is off. In evaluation mode it returns logits as a stock network does: the mean of both decoders' logits,
+    or decoder A's alone, as ``prediction`` says. ``prediction`` travels in the state dict, so nnU-Net's own
+    predictor honors it without knowing of it. Logits are averaged, as nnU-Net averages folds and mirrored views.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        """Take over encoder and decoder of ``unet``.
+
+        Raises:
+            DualCLError: ``unet`` has no encoder and U-Net decoder (Primus, for one).
+        """
+        super().__init__()
+        encoder, decoder = getattr(unet, "encoder", None), getattr(unet, "decoder", None)
+        parts = ("stages", "transpconvs", "seg_layers")
+        if (
+            not isinstance(encoder, nn.Module)
+            or not isinstance(decoder, nn.Module)
+            or not all(hasattr(decoder, part) for part in parts)
+        ):
+            raise DualCLError(
+                f"The network {type(unet).__name__} has no U-Net decoder ({', '.join(parts)}), so a second one cannot "
+                "be built. Use plans with PlainConvUNet or ResidualEncoderUNet (nnU-Net's default and ResEnc presets)."
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.decoder_b = build_interpolating_decoder(decoder, encoder)
+        initialize = getattr(unet, "initialize", None)
+        if initialize is not None:
+            self.decoder_b.apply(initialize)
+        self.second_decoder = True
+        self.prediction: Prediction = "mean"
+        for branch in (self.decoder, self.decoder_b):
+            _last_layer(branch).register_forward_pre_hook(_keep_input)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """(B, channels, *) -> :class:`DualOutput` or logits; see the class."""
+        skips = self.encoder(x)
+        logits_a, features_a = _decode(self.decoder, skips)
+        if not self.second_decoder or (not self.training and self.prediction == "a"):
+            return logits_a
+        logits_b, features_b = _decode(self.decoder_b, skips)
+        if self.training:
+            return DualOutput(logits_a, logits_b, features_a, features_b)
+        if isinstance(logits_a, list):
+            return [(a + b) / 2 for a, b in zip(logits_a, logits_b, strict=True)]
+        return (logits_a + logits_b) / 2
+
+    def set_deep_supervision(self, enabled: bool) -> None:
+        """Whether both decoders return logits of every stage or of the last one."""
+        self.decoder.deep_supervision = enabled  # type: ignore[assignment]
+        self.decoder_b.deep_supervision = enabled  # type: ignore[assignment]
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Part of the state dict: what prediction uses."""
+        return {"prediction": self.prediction}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.prediction = state["prediction"]
+
+    def compute_conv_feature_map_size(self, input_size: Any) -> Any:
+        """nnU-Net's estimate of activation size: encoder and two decoders."""
+        size = self.encoder.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
+        return size + 2 * self.decoder.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
+
+
+def _last_layer(decoder: nn.Module) -> nn.Module:
+    return cast(nn.ModuleList, decoder.seg_layers)[-1]
+
+
+def _keep_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    layer.seen_features = inputs[0]  # type: ignore[assignment]
+
+
+def _decode(decoder: nn.Module, skips: list[torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    """Run nnU-Net's decoder as it is; also hand out what its last segmentation layer read."""
+    logits = decoder(skips)
+    layer = _last_layer(decoder)
+    features = cast(torch.Tensor, layer.seen_features)
+    layer.seen_features = None  # type: ignore[assignment]  # keep no graph alive, and stay copyable
+    return logits, features

@@ -1,0 +1,292 @@
+"""Run unlabeled images through nnU-Net's preprocessor, with the plans and normalization of the labeled ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, unlabeled_case_images
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import (
+    PREPROCESSED_STAMP_FILE,
+    SPLITS_FILE,
+    dataset_name,
+    required_folder,
+    unlabeled_preprocessed_folder,
+)
+
+_PROPERTIES_ENDING = ".pkl"
+"""Properties move last, so a case whose properties file exists is complete."""
+
+
+@dataclass
+class PreprocessReport:
+    """What happened to each case, by name."""
+
+    folder: Path
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything a worker needs, in plain values."""
+
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+    folder: Path
+
+
+def preprocess_dataset(
+    dataset: str | int,
+    configuration: str,
+    plans_name: str = "nnUNetPlans",
+    *,
+    num_processes: int = 4,
+    force: bool = False,
+    show_progress: bool = True,
+) -> PreprocessReport:
+    """Preprocess every unlabeled case of a dataset: those in ``imagesUnlabeled`` and those of all folds' splits.
+
+    Cases already there are kept, unless ``force``. A case that fails is reported and the others go on.
+
+    Raises:
+        DualCLError: unknown dataset, plans or configuration, no unlabeled case, or an inconsistent split.
+    """
+    name = dataset_name(dataset)
+    preprocessed = required_folder("nnUNet_preprocessed") / name
+    plans_file = preprocessed / f"{plans_name}.json"
+    if not plans_file.is_file():
+        found = sorted(path.stem for path in preprocessed.glob("*Plans*.json"))
+        raise DualCLError(
+            f"No plans at {plans_file}; found {', '.join(found) or 'none'}. "
+            "Run nnUNetv2_plan_and_preprocess first, or name the plans with -p."
+        )
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
+    splits_file = preprocessed / SPLITS_FILE
+    splits = json.loads(splits_file.read_text(encoding="utf-8")) if splits_file.is_file() else []
+    cases: CaseImages = {}
+    for fold, split in enumerate(splits or [{}]):
+        found_cases = unlabeled_case_images(
+            required_folder("nnUNet_raw") / name, dataset_json, split.get("unlabeled", [])
+        )
+        check_disjoint(found_cases, split, where=f"{splits_file}, fold {fold}")
+        cases.update(found_cases)
+    if not cases:
+        raise DualCLError(no_unlabeled_message(required_folder("nnUNet_raw") / name))
+    return preprocess_unlabeled(
+        cases,
+        plans,
+        configuration,
+        dataset_json,
+        preprocessed,
+        num_processes=num_processes,
+        force=force,
+        show_progress=show_progress,
+    )
+
+
+def ensure_unlabeled(
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    preprocessed_dataset_folder: Path,
+    fold: int | str,
+    *,
+    num_processes: int,
+) -> tuple[Path, list[str]]:
+    """The unlabeled cases of a fold, preprocessed now where that was not done before.
+
+    Where the raw dataset is not at hand (a compute node with preprocessed data only), the cases already
+    preprocessed are used.
+
+    Returns:
+        The folder of preprocessed unlabeled cases, and the sorted names of those that belong to the fold.
+
+    Raises:
+        DualCLError: no unlabeled case, an inconsistent split, or a case that cannot be preprocessed.
+    """
+    split = read_split(preprocessed_dataset_folder, fold) or {}
+    listed = split.get("unlabeled", [])
+    raw = Path(os.environ.get("nnUNet_raw", "")) / preprocessed_dataset_folder.name
+    where = f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}"
+    if os.environ.get("nnUNet_raw") and raw.is_dir():
+        cases = unlabeled_case_images(raw, dataset_json, listed)
+        check_disjoint(cases, split, where=where)
+        if not cases:
+            raise DualCLError(no_unlabeled_message(raw))
+        report = preprocess_unlabeled(
+            cases, plans, configuration, dataset_json, preprocessed_dataset_folder, num_processes=num_processes
+        )
+        if report.failed:
+            faults = "; ".join(f"{case} ({fault})" for case, fault in sorted(report.failed.items()))
+            raise DualCLError(f"Unlabeled cases that cannot be used: {faults}. Mend them or take them out.")
+        return report.folder, list(cases)
+    manager = PlansManager(plans).get_configuration(configuration)
+    folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
+    present = {path.name.removesuffix(_PROPERTIES_ENDING) for path in folder.glob(f"[!.]*{_PROPERTIES_ENDING}")}
+    labeled_folder = preprocessed_dataset_folder / manager.data_identifier
+    from_images_tr = {
+        path.name.removesuffix(_PROPERTIES_ENDING) for path in labeled_folder.glob(f"*{_PROPERTIES_ENDING}")
+    }
+    names = sorted((present - from_images_tr) | (present & set(listed)))
+    missing = sorted(set(listed) - present)
+    if missing or not names:
+        raise DualCLError(
+            f"{folder} holds no preprocessed images of {', '.join(missing[:5]) or 'unlabeled cases'}, and the raw "
+            f"dataset is not at nnUNet_raw={os.environ.get('nnUNet_raw')}. Run dualcl preprocess where it is."
+        )
+    check_disjoint(names, split, where=where)
+    return folder, names
+
+
+def no_unlabeled_message(raw_dataset_folder: Path) -> str:
+    """What to do where a dataset has no unlabeled case."""
+    return (
+        f"No unlabeled case for {raw_dataset_folder.name}. Put images without labels into "
+        f"{raw_dataset_folder / 'imagesUnlabeled'} (named like imagesTr), or list cases as 'unlabeled' in "
+        f"{SPLITS_FILE} (dualcl split writes it). To train without unlabeled data, use -tr nnUNetTrainer."
+    )
+
+
+def preprocess_unlabeled(
+    cases: CaseImages,
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    preprocessed_dataset_folder: Path,
+    *,
+    num_processes: int,
+    force: bool = False,
+    show_progress: bool = True,
+) -> PreprocessReport:
+    """Preprocess ``cases`` into the folder beside the labeled ones; resumable, each case all or nothing.
+
+    Raises:
+        DualCLError: the plans do not hold the configuration, or the folder was made with other plans.
+    """
+    if configuration not in plans["configurations"]:
+        raise DualCLError(
+            f"The plans {plans['plans_name']} hold no configuration '{configuration}'. "
+            f"Choose one of: {', '.join(plans['configurations'])}."
+        )
+    manager = PlansManager(plans).get_configuration(configuration)
+    folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
+    _stamp(folder, _fingerprint(plans, manager.configuration), force=force)
+    report = PreprocessReport(folder)
+    report.skipped = [case for case in cases if not force and (folder / f"{case}{_PROPERTIES_ENDING}").is_file()]
+    remaining = {case: files for case, files in cases.items() if case not in report.skipped}
+    job = _Job(plans, configuration, dataset_json, folder)
+    with tqdm(total=len(remaining), desc="Preprocessing unlabeled cases", disable=not show_progress) as progress:
+        for case, fault in _results(job, remaining, num_processes):
+            progress.update()
+            if fault is None:
+                report.done.append(case)
+            else:
+                report.failed[case] = fault
+                progress.write(f"FAILED {case}: {fault}")
+    report.done.sort()
+    return report
+
+
+def _results(job: _Job, cases: CaseImages, num_processes: int) -> Iterator[tuple[str, str | None]]:
+    """(case, None or the fault) as cases finish; in this process where one is enough."""
+    if num_processes <= 1 or len(cases) <= 1:
+        for case, files in cases.items():
+            yield case, _fault_of(job, case, files)
+        return
+    # spawn, as nnU-Net does: forking after torch and SimpleITK started threads can deadlock
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context)
+    try:
+        futures: dict[Future[str | None], str] = {
+            executor.submit(_fault_of, job, case, files): case for case, files in cases.items()
+        }
+        for future in as_completed(futures):
+            error = future.exception()  # a worker killed by the system, for lack of memory
+            yield futures[future], f"{type(error).__name__}: {error}" if error else future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _fault_of(job: _Job, case: str, files: list[Path]) -> str | None:
+    try:
+        _preprocess_case(job, case, files)
+    except Exception as error:
+        names = ", ".join(str(path) for path in files)
+        return f"{names}: {str(error).strip() or type(error).__name__}"
+    return None
+
+
+def _preprocess_case(job: _Job, case: str, files: list[Path]) -> None:
+    plans_manager = PlansManager(job.plans)
+    configuration = plans_manager.get_configuration(job.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    # run_case_save reads, processes and saves; the check sits between reading and processing
+    preprocessor.run_case_npy = partial(_checked_run, preprocessor.run_case_npy, len(configuration.patch_size))
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=f".{case}.partial-") as partial_folder:
+        preprocessor.run_case_save(
+            os.path.join(partial_folder, case),
+            [str(path) for path in files],
+            None,
+            plans_manager,
+            configuration,
+            job.dataset_json,
+        )
+        written = sorted(Path(partial_folder).iterdir(), key=lambda path: path.suffix == _PROPERTIES_ENDING)
+        for path in written:
+            os.replace(path, job.folder / path.name)
+
+
+def _checked_run(run_case_npy: Any, patch_dimension: int, data: np.ndarray, *rest: Any) -> Any:
+    """nnU-Net's ``run_case_npy`` behind a look at the image (channels, z, y, x)."""
+    if patch_dimension == 3 and 1 in data.shape[1:]:
+        raise ValueError(
+            f"a single slice (shape {data.shape[1:]}) among 3D images; take it out or use a 2d configuration"
+        )
+    if not np.isfinite(data).all():
+        count = int((~np.isfinite(data)).sum())
+        raise ValueError(f"{count} voxels are NaN or infinite; mend the image or take it out")
+    return run_case_npy(data, *rest)
+
+
+def _fingerprint(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
+    """Hash of everything in the plans that decides what a preprocessed case looks like."""
+    decisive = {
+        "spacing": configuration["spacing"],
+        "patch_size": configuration["patch_size"],
+        "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
+        "preprocessor": configuration["preprocessor_name"],
+        "resampling": {key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
+        "transpose": plans["transpose_forward"],
+        "intensities": plans["foreground_intensity_properties_per_channel"],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(folder: Path, fingerprint: str, *, force: bool) -> None:
+    """Mark the folder with the plans it was made by; refuse to mix cases of different plans."""
+    stamp = folder / PREPROCESSED_STAMP_FILE
+    if stamp.is_file() and not force and json.loads(stamp.read_text(encoding="utf-8"))["plans"] != fingerprint:
+        raise DualCLError(
+            f"{folder} was made with other plans (spacing, normalization or resampling differ). "
+            "Make it anew with: dualcl preprocess ... --force"
+        )
+    write_text(stamp, json.dumps({"plans": fingerprint}) + "\n")

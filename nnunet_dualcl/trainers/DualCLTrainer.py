@@ -1,0 +1,243 @@
+"""The trainer that nnU-Net finds by ``-tr DualCLTrainer``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_dualcl.atomic import replacing
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader
+from nnunet_dualcl.data.random_stream import seed_global_streams
+from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import CONFIG_FILE
+from nnunet_dualcl.networks import DualDecoderUNet
+from nnunet_dualcl.preprocessing import ensure_unlabeled
+from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
+from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training.preflight import check_labels, check_split
+
+_NNUNET_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr")
+
+
+class DualCLTrainer(nnUNetTrainer):
+    """Semi-supervised training with two decoders; see ``docs/method.md`` for the terms.
+
+    Reads its :class:`DualCLConfig` from the file named by ``DUALCL_CONFIG`` (``dualcl train --config`` sets it).
+    Every override calls nnU-Net's own method; a test compares their signatures with nnU-Net's.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self._apply(DualCLConfig.from_environment())
+        self.term_log = TermLog()
+
+    def _apply(self, config: DualCLConfig) -> None:
+        self.config = config
+        for name in _NNUNET_FIELDS:
+            setattr(self, name, getattr(config, name))
+
+    # ---- network and loss
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network with a second decoder; also called at inference."""
+        unet = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return DualDecoderUNet(unet)
+
+    def initialize(self) -> None:
+        """As nnU-Net's, from the configured seed and with the configured use of decoder B."""
+        check_labels(self.label_manager, self.is_cascaded, self.configuration_name)
+        seed_global_streams(self.config.seed)
+        super().initialize()
+        network = self.dual_network
+        network.second_decoder = self.config.second_decoder
+        network.prediction = self.config.prediction
+        network.decoder_b.requires_grad_(self.config.second_decoder)
+
+    @property
+    def dual_network(self) -> DualDecoderUNet:
+        """The network under the wrappers of DDP and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        assert isinstance(network, DualDecoderUNet)
+        return network
+
+    def _build_loss(self) -> SemiSupervisedLoss:
+        return SemiSupervisedLoss(
+            super()._build_loss(),
+            self.config,
+            num_classes=self.label_manager.num_segmentation_heads,
+            total_steps=self.num_epochs * self.num_iterations_per_epoch,
+        )
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """For both decoders; nnU-Net's own touches decoder A only."""
+        self.dual_network.set_deep_supervision(enabled)
+
+    # ---- data
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders, the training one paired with unlabeled patches; workers seeded."""
+        seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])
+        seed_global_streams(seed)
+        with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
+            train, validation = super().get_dataloaders()
+        loader = train.data_loader
+        if self.config.uses_unlabeled:
+            cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
+            batch_size = self.config.unlabeled_batch_size or self.batch_size
+            loader = PairedLoader(loader, build_unlabeled_loader(loader, cases, batch_size, self.label_manager))
+        workers = get_allowed_n_proc_DA()
+        pin_memory = self.device.type == "cuda"
+        train = augment(
+            loader, num_processes=workers, num_cached=max(6, workers // 2), seed=seed, pin_memory=pin_memory
+        )
+        validation = augment(
+            validation.data_loader,
+            num_processes=0 if workers == 0 else max(1, workers // 2),
+            num_cached=max(3, workers // 4),
+            seed=seed + workers,
+            pin_memory=pin_memory,
+        )
+        return train, validation
+
+    # ---- training
+
+    def run_training(self) -> None:
+        """As nnU-Net's; the worker processes end also after an exception or an interrupt."""
+        try:
+            super().run_training()
+        finally:
+            for augmenter in (self.dataloader_train, self.dataloader_val):
+                if hasattr(augmenter, "_finish"):
+                    augmenter._finish()
+
+    def on_train_start(self) -> None:
+        """Check the split and prepare the unlabeled cases before anything long starts."""
+        check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
+        if self.config.uses_unlabeled:
+            self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
+                self.plans_manager.plans,
+                self.configuration_name,
+                self.dataset_json,
+                Path(self.preprocessed_dataset_folder_base),
+                self.fold,
+                num_processes=default_num_processes,
+            )
+            self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
+        super().on_train_start()
+        if self.local_rank == 0:
+            self.config.write_yaml(Path(self.output_folder) / CONFIG_FILE)
+        self.print_to_log_file(f"DualCL configuration: {self.config.to_mapping()}", add_timestamp=False)
+
+    def on_train_epoch_start(self) -> None:
+        """Count the steps of the epoch."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step on the labeled and the unlabeled patches together."""
+        keys = list(batch["keys"])
+        if self.config.uses_unlabeled:
+            keys += list(batch["unlabeled_keys"])
+            halves = [batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data")]
+            batch = {**batch, "data": torch.cat(halves)}
+        self.loss.step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+        result: dict[str, Any] = super().train_step(batch)
+        self._iteration += 1
+        self._stop_if_not_finite(result["loss"], batch["data"], keys)
+        if self.config.second_decoder:
+            result["terms"] = self.loss.last_values.cpu().numpy()
+        return result
+
+    def _stop_if_not_finite(self, loss: np.ndarray, data: torch.Tensor, keys: list[str]) -> None:
+        if np.isfinite(loss):
+            return
+        broken = [key for key, image in zip(keys, data, strict=True) if not torch.isfinite(image).all()]
+        culprit = f"non-finite voxels in {', '.join(broken)}" if broken else f"cases {', '.join(keys)}"
+        raise DualCLError(
+            f"The loss became {float(loss)} in epoch {self.current_epoch}, step {self._iteration}: {culprit}. "
+            f"Checkpoints already in {self.output_folder} were left as they are; look at these cases, lower "
+            "initial_lr if they are sound, and continue with --c."
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's, then the terms of this epoch to table, picture and W&B."""
+        super().on_train_epoch_end(train_outputs)
+        if not self.config.second_decoder or self.local_rank != 0:
+            return
+        outputs = collate_outputs(train_outputs)
+        values = dict(zip(TERMS + OBSERVATIONS, outputs["terms"].mean(0), strict=True))
+        row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, self.loss.weights)
+        self.term_log.write(Path(self.output_folder))
+        for logger in self.logger.loggers:
+            for name in row:
+                logger.log(f"dualcl/{name}", row[name], self.current_epoch)
+        summary = ", ".join(f"{name} {row[name]:.4f}" for name in TERMS + OBSERVATIONS)
+        self.print_to_log_file(f"dualcl: {summary}")
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with this package's state under ``dualcl``; replaced in one step."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with replacing(Path(filename)) as partial:
+            super().save_checkpoint(str(partial))
+            checkpoint = torch.load(partial, map_location="cpu", weights_only=False)
+            checkpoint["dualcl"] = {
+                "config": self.config.to_mapping(),
+                "objective": {name: getattr(self.loss, name).cpu() for name in ("prototypes", "present")},
+                "term_log": self.term_log.rows,
+            }
+            torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue with the configuration stored in the checkpoint, whatever ``DUALCL_CONFIG`` says now."""
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        own = checkpoint.get("dualcl")
+        if own is None or checkpoint["trainer_name"] != type(self).__name__:
+            raise DualCLError(
+                f"{filename_or_checkpoint} was written by {checkpoint['trainer_name']}, not by {type(self).__name__}. "
+                f"Name the trainer with -tr {checkpoint['trainer_name']}, or move this folder away to train anew."
+            )
+        stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
+        if stored != self.config and "DUALCL_CONFIG" in os.environ:
+            self.print_to_log_file(
+                "DUALCL_CONFIG differs from the configuration in the checkpoint; using the stored one."
+            )
+        self._apply(stored)
+        super().load_checkpoint(filename_or_checkpoint)
+        self.loss.load_state(own["objective"])
+        self.term_log.rows = list(own["term_log"])

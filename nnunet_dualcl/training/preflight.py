@@ -1,0 +1,53 @@
+"""Refuse at the start, with the reason and the fix, what would fail or mislead later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.data.cases import read_split
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import SPLITS_FILE
+
+_STOCK_FOLDS = 5
+
+
+def check_labels(label_manager: Any, is_cascaded: bool, configuration: str) -> None:
+    """Refuse region-based training and cascades, which the terms do not cover.
+
+    Raises:
+        DualCLError: naming the alternative.
+    """
+    if label_manager.has_regions:
+        raise DualCLError(
+            "Region-based labels are not supported by this trainer: its terms compare exclusive classes. "
+            "List plain integer labels in dataset.json, or train with -tr nnUNetTrainer."
+        )
+    if is_cascaded:
+        raise DualCLError(
+            f"Configuration {configuration} is the second stage of a cascade; its input needs first-stage predictions "
+            "of the unlabeled cases, which do not exist. Train 3d_fullres, or this stage with -tr nnUNetTrainer."
+        )
+
+
+def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | str) -> None:
+    """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
+
+    Raises:
+        DualCLError: naming the split file and the command that writes one.
+    """
+    base = Path(preprocessed_base)
+    split = read_split(base, fold)
+    if split is not None:
+        for role in ("train", "val"):
+            if not split.get(role):
+                raise DualCLError(f"{base / SPLITS_FILE}, fold {fold}: no '{role}' case. Write it anew: dualcl split")
+        return
+    if fold == "all" or (base / SPLITS_FILE).is_file():
+        return
+    labeled = sum(1 for _ in Path(preprocessed_folder).glob("*.pkl"))
+    if labeled < _STOCK_FOLDS:
+        raise DualCLError(
+            f"{labeled} preprocessed labeled case(s) in {preprocessed_folder} are too few for nnU-Net's own "
+            f"{_STOCK_FOLDS}-fold split. Write one with: dualcl split -d {base.name} --labeled N --val M"
+        )

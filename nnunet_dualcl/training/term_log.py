@@ -1,0 +1,66 @@
+"""One row an epoch: every term, its weight and what was observed, as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nnunet_dualcl.atomic import replacing, write_text
+from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
+from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+
+
+class TermLog:
+    """Rows of a training so far; kept in the checkpoint, so that a resumed training continues them."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(
+        self, epoch: int, total: float, values: Mapping[str, float], weights: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Append the means of an epoch and its last weights; rows of this epoch and later are replaced (resume)."""
+        row: dict[str, float] = {"epoch": epoch, "total": total}
+        row.update({name: float(values[name]) for name in TERMS + OBSERVATIONS})
+        row.update({f"weight_{name}": float(weights[name]) for name in TERMS})
+        self.rows = [old for old in self.rows if old["epoch"] < epoch] + [row]
+        return row
+
+    def write(self, folder: Path) -> None:
+        """Write table and picture into ``folder``, each in one step."""
+        if not self.rows:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(folder / TERM_LOG_FILE, text.getvalue())
+        with replacing(folder / TERM_PICTURE_FILE) as partial:
+            self.figure().savefig(partial, dpi=110, metadata={"Software": None})
+
+    def figure(self) -> Figure:
+        """Three panels over epochs: terms, weighted shares of the total, observations."""
+        epochs = [row["epoch"] for row in self.rows]
+        figure = Figure(figsize=(9, 10), layout="constrained")
+        FigureCanvasAgg(figure)
+        top, middle, bottom = figure.subplots(3, 1, sharex=True)
+        for name in TERMS:
+            top.plot(epochs, [row[name] for row in self.rows], marker=".", label=name)
+            weighted = [row[name] * row[f"weight_{name}"] for row in self.rows]
+            middle.plot(epochs, weighted, marker=".", label=name)
+        for name in OBSERVATIONS:
+            bottom.plot(epochs, [row[name] for row in self.rows], marker=".", label=name)
+        top.set_ylabel("term, unweighted")
+        middle.set_ylabel("weight x term")
+        bottom.set_ylabel("share of voxels or steps")
+        bottom.set_ylim(-0.02, 1.02)
+        bottom.set_xlabel("epoch")
+        for axes in (top, middle, bottom):
+            axes.grid(alpha=0.3)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+        return figure
