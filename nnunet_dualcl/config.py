@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import types
 from collections.abc import Mapping
@@ -77,6 +78,9 @@ class DualCLConfig:
     """t_r as a share of all steps: L_u and L_c reach full weight there (Laine & Aila, arXiv 1610.02242)."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
         at_least = {
             "num_epochs": 1,
             "num_iterations_per_epoch": 1,
@@ -149,13 +153,12 @@ class DualCLConfig:
         Raises:
             DualCLError: naming ``source``, the key and what is allowed.
         """
-        hints = get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(names))
+        unknown = sorted(str(key) for key in set(values) - set(names))
         if unknown:
             raise DualCLError(f"{source}: unknown key {', '.join(unknown)}. Allowed: {', '.join(sorted(names))}.")
         try:
-            return cls(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
+            return cls(**values)
         except DualCLError as error:
             raise DualCLError(f"{source}: {error}") from None
 
@@ -170,7 +173,7 @@ class DualCLConfig:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DualCLError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, an impossible date
             raise DualCLError(f"The configuration {path} is no valid YAML: {error}") from None
         if values is None:
             values = {}
@@ -213,5 +216,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _require(fits, name, value, {int: "a whole number", float: "a number", bool: "true or false"}[hint])
+    if hint is float and fits:
+        fits = math.isfinite(value)
+    _require(fits, name, value, {int: "a whole number", float: "a finite number", bool: "true or false"}[hint])
     return value

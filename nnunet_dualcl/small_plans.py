@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunet_dualcl.atomic import write_text
 
 
@@ -39,8 +41,9 @@ def small_plans(
             f"patch_size {tuple(patch_size)} is not divisible by {2 ** (stages - 1)}, as {stages} stages need"
         )
     small = copy.deepcopy(plans)
-    chosen = small["configurations"][configuration]
-    chosen.pop("inherits_from", None)
+    chosen = PlansManager(small).get_configuration(configuration).configuration  # with what it inherits
+    for reference in ("inherits_from", "next_stage"):  # to configurations that the new plans do not hold
+        chosen.pop(reference, None)
     chosen.update(
         data_identifier=f"{name}_{configuration}",
         batch_size=batch_size,

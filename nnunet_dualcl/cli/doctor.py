@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,7 @@ from typing import Literal
 from nnunet_dualcl.layout import EXT_TRAINER_VARIABLE, trainers_folder
 
 Status = Literal["ok", "note", "fault"]
-_NEEDED_NNUNET = (2, 8)
+_LEAST_NNUNET, _FIRST_UNTESTED_NNUNET = (2, 8, 1), (2, 9)
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ def _nnunet_version() -> Finding:
         found = version("nnunetv2")
     except PackageNotFoundError:
         return Finding("fault", "nnunetv2 is not installed", "pip install 'nnunetv2>=2.8.1,<2.9'")
-    numbers = tuple(int(part) for part in found.split(".")[:2])
-    if numbers != _NEEDED_NNUNET:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+    if not _LEAST_NNUNET <= numbers < _FIRST_UNTESTED_NNUNET:
         return Finding(
-            "fault", f"nnunetv2 {found} is not of the tested 2.8 series", "pip install 'nnunetv2>=2.8.1,<2.9'"
+            "fault",
+            f"nnunetv2 {found} is not of the tested 2.8 series (2.8.1 or later)",
+            "pip install 'nnunetv2>=2.8.1,<2.9'",
         )
     return Finding("ok", f"nnunetv2 {found}")
 
@@ -53,9 +57,10 @@ def _torchvision() -> Finding:
     try:
         importlib.import_module("torchvision")
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         return Finding(
             "fault",
-            f"torchvision does not load ({str(error).splitlines()[0]}); nnU-Net's trainer search needs it",
+            f"torchvision does not load ({reason}); nnU-Net's trainer search needs it",
             "torch and torchvision come from different builds: pip install --force-reinstall torch torchvision",
         )
     return Finding("ok", f"torch {version('torch')} and torchvision {version('torchvision')} fit together")
@@ -104,9 +109,9 @@ def _folder(name: str) -> Finding:
         return Finding("fault", f"{name} is not set", f"export {name}=/path/to/{name}")
     path = Path(value)
     if not path.is_dir():
-        return Finding("fault", f"{name}={value} is no folder", f"mkdir -p '{value}'")
+        return Finding("fault", f"{name}={value} is no folder", f"mkdir -p {shlex.quote(value)}")
     if not os.access(path, os.W_OK):
         return Finding(
-            "fault", f"{name}={value} cannot be written to", f"chmod u+w '{value}', or choose another folder"
+            "fault", f"{name}={value} cannot be written to", f"chmod u+w {shlex.quote(value)}, or choose another folder"
         )
     return Finding("ok", f"{name}={value}")

@@ -131,7 +131,10 @@ def _split(arguments: argparse.Namespace) -> int:
     if not (raw / "dataset.json").is_file():
         raise DualCLError(f"{raw / 'dataset.json'} does not exist. Convert the dataset to nnU-Net's raw format first.")
     cases = list(raw_training_images(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8"))))
-    excluded = arguments.exclude.read_text(encoding="utf-8").split() if arguments.exclude else []
+    try:
+        excluded = arguments.exclude.read_text(encoding="utf-8-sig").split() if arguments.exclude else []
+    except OSError as error:
+        raise DualCLError(f"Cannot read the list of excluded cases {arguments.exclude}: {error.strerror}.") from None
     splits = draw_splits(
         cases,
         labeled=arguments.labeled,

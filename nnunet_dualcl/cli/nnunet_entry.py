@@ -15,7 +15,7 @@ DEFAULT_TRAINER = "DualCLTrainer"
 def run_with_arguments(entry: Callable[[], object], program: str, arguments: Sequence[str]) -> None:
     """Call an entry point that reads ``sys.argv``; ``-tr`` defaults to our trainer."""
     arguments = list(arguments)
-    if "-tr" not in arguments:
+    if not any(argument == "-tr" or argument.startswith("-tr=") for argument in arguments):
         arguments += ["-tr", DEFAULT_TRAINER]
     before = sys.argv
     sys.argv = [program, *arguments]

@@ -18,6 +18,12 @@ def seed_global_streams(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _seed_host_streams(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves the accelerators' generators alone
+
+
 def _global_states() -> tuple[Any, Any, Any]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
@@ -44,7 +50,7 @@ class RandomStream:
         outside = _global_states()
         if self._states is None:
             words = np.random.get_state()[1][:8]  # type: ignore[index]
-            seed_global_streams(int(np.random.SeedSequence([int(word) for word in words]).generate_state(1)[0]))
+            _seed_host_streams(int(np.random.SeedSequence([int(word) for word in words]).generate_state(1)[0]))
         else:
             _set_global_states(self._states)
         try:

@@ -80,19 +80,29 @@ def read_groups(path: Path) -> dict[str, str]:
     """Case -> patient from a JSON object or from a CSV or TSV of two columns (a header line is allowed).
 
     Raises:
-        DualCLError: unreadable, or a line without two columns.
+        DualCLError: unreadable, no JSON object, a line without two columns, or a case with two groups.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
     except OSError as error:
         raise DualCLError(f"Cannot read the groups file {path}: {error.strerror}.") from None
     if path.suffix == ".json":
-        return {str(case): str(group) for case, group in json.loads(text).items()}
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DualCLError(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise DualCLError(f"{path} must hold an object of case: patient, found {type(content).__name__}.")
+        return {str(case): str(group) for case, group in content.items()}
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise DualCLError(f"{path}, line {number}: expected 'case,patient', found {','.join(row)!r}.")
-    return {case.strip(): group.strip() for case, group in rows}
+        case, group = (column.strip() for column in row)
+        if groups.setdefault(case, group) != group:
+            raise DualCLError(f"{path}, line {number}: {case} is of {groups[case]} and of {group}. Keep one line.")
+    return groups
 
 
 def write_splits(path: Path, splits: Sequence[Split], *, force: bool = False) -> None:

@@ -141,6 +141,7 @@ def ensure_unlabeled(
         return report.folder, list(cases)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
+    _refuse_other_plans(folder, _fingerprint(plans, manager.configuration))
     present = {path.name.removesuffix(_PROPERTIES_ENDING) for path in folder.glob(f"[!.]*{_PROPERTIES_ENDING}")}
     labeled_folder = preprocessed_dataset_folder / manager.data_identifier
     from_images_tr = {
@@ -189,9 +190,19 @@ def preprocess_unlabeled(
         )
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
-    _stamp(folder, _fingerprint(plans, manager.configuration), force=force)
+    fingerprint = _fingerprint(plans, manager.configuration)
+    if force:
+        # What is to be redone counts as missing from now on: an interrupt or a fault must not leave it in use.
+        outdated = [folder / f"{case}{_PROPERTIES_ENDING}" for case in cases]
+        if not _made_with(folder, fingerprint):
+            outdated += folder.glob(f"[!.]*{_PROPERTIES_ENDING}")
+        for path in outdated:
+            path.unlink(missing_ok=True)
+    else:
+        _refuse_other_plans(folder, fingerprint)
+    write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps({"plans": fingerprint}) + "\n")
     report = PreprocessReport(folder)
-    report.skipped = [case for case in cases if not force and (folder / f"{case}{_PROPERTIES_ENDING}").is_file()]
+    report.skipped = [case for case in cases if (folder / f"{case}{_PROPERTIES_ENDING}").is_file()]
     remaining = {case: files for case, files in cases.items() if case not in report.skipped}
     job = _Job(plans, configuration, dataset_json, folder)
     with tqdm(total=len(remaining), desc="Preprocessing unlabeled cases", disable=not show_progress) as progress:
@@ -281,12 +292,16 @@ def _fingerprint(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> 
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _stamp(folder: Path, fingerprint: str, *, force: bool) -> None:
-    """Mark the folder with the plans it was made by; refuse to mix cases of different plans."""
+def _made_with(folder: Path, fingerprint: str) -> bool:
+    """Whether the folder is stamped with these plans, or not stamped at all."""
     stamp = folder / PREPROCESSED_STAMP_FILE
-    if stamp.is_file() and not force and json.loads(stamp.read_text(encoding="utf-8"))["plans"] != fingerprint:
+    return not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8"))["plans"] == fingerprint
+
+
+def _refuse_other_plans(folder: Path, fingerprint: str) -> None:
+    """Never mix cases of different plans in one folder."""
+    if not _made_with(folder, fingerprint):
         raise DualCLError(
             f"{folder} was made with other plans (spacing, normalization or resampling differ). "
             "Make it anew with: dualcl preprocess ... --force"
         )
-    write_text(stamp, json.dumps({"plans": fingerprint}) + "\n")

@@ -129,6 +129,8 @@ class DualCLTrainer(nnUNetTrainer):
             seed=seed + workers,
             pin_memory=pin_memory,
         )
+        if workers > 0:
+            next(train), next(validation)  # start the workers now, so that a fault in them shows before training
         return train, validation
 
     # ---- training

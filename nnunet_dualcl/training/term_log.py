@@ -46,7 +46,7 @@ class TermLog:
     def figure(self) -> Figure:
         """Three panels over epochs: terms, weighted shares of the total, observations."""
         epochs = [row["epoch"] for row in self.rows]
-        figure = Figure(figsize=(9, 10), layout="constrained")
+        figure = Figure(figsize=(12, 11), layout="constrained")
         FigureCanvasAgg(figure)
         top, middle, bottom = figure.subplots(3, 1, sharex=True)
         for name in TERMS:

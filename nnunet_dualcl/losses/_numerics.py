@@ -1,0 +1,43 @@
+"""Small numerical pieces that several losses share."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+SHORTEST = 1e-6
+"""Vectors at or below this length have no usable direction."""
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Context in which autocast leaves dtypes alone on the device of ``like``."""
+    device = like.device.type
+    # nnU-Net does not autocast on Apple's devices, and older torch refuses the name.
+    return nullcontext() if device == "mps" else torch.autocast(device_type=device, enabled=False)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """``values`` in float32; float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` over ``mask``; exactly 0, with a graph, where the mask is empty."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def inverse_length(vectors: Tensor, dim: int) -> Tensor:
+    """1 / length along ``dim`` (kept, size 1); 0 without gradient for vectors too short to have a direction.
+
+    The usual ``x / max(length, eps)`` has a gradient of 1 / eps at the zero vector, enough to drown a step.
+    """
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    short = length <= SHORTEST
+    return torch.where(short, 0.0, torch.where(short, 1.0, length).reciprocal())
+
+
+def is_class(labels: Tensor, num_classes: int) -> Tensor:
+    """Where ``labels`` names one of the classes 0..num_classes-1, rather than, say, the ignore label."""
+    return (labels >= 0) & (labels < num_classes)

@@ -1,0 +1,37 @@
+"""L_u: one decoder learns the classes that the other is sure of."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from nnunet_dualcl.losses._checks import check_class_maps, check_mask, voxel_shape
+from nnunet_dualcl.losses._numerics import full_precision, masked_mean, without_autocast
+
+
+def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor, reliable: Tensor) -> Tensor:
+    r"""Cross-entropy of the student against the teacher's class, mean over the teacher's reliable voxels R.
+
+    .. math:: L_u = -\frac{1}{|R|} \sum_{i \in R} \log \mathrm{softmax}(z^s_i)_{\hat y_i},
+              \qquad \hat y_i = \arg\max_k z^t_{i,k}
+
+    Args:
+        student_logits: logits (B, C, *), C >= 2, not probabilities. Gradient flows here.
+        teacher_logits: logits (B, C, *), or anything with the same argmax. No gradient.
+        reliable: bool (B, *), the set R.
+
+    Returns:
+        Scalar, float32 (float64 for float64). Without reliable voxels exactly 0, with a graph and zero
+        gradients.
+
+    Raises:
+        ValueError: shapes or dtypes differ from the above.
+
+    Source: pseudo-labels of DualCL (arXiv 2311.12617) with the filter of U2PL (CVPR 2022).
+    """
+    check_class_maps(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_mask("reliable", reliable, voxel_shape(student_logits))
+    with without_autocast(student_logits):
+        pseudo_labels = teacher_logits.detach().argmax(dim=1)
+        error = cross_entropy(full_precision(student_logits), pseudo_labels, reduction="none")
+        return masked_mean(error, reliable)

@@ -1,0 +1,99 @@
+"""Which voxels are confident enough to teach: the low end of the entropy distribution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nnunet_dualcl.losses._checks import check_labels, check_unit_interval
+from nnunet_dualcl.losses._numerics import full_precision, is_class
+
+MAX_SAMPLES = 2**16
+"""Voxels from which a quantile is estimated: a standard error of at most 0.2 percentage points in rank."""
+
+
+def reliable_mask(
+    entropy: Tensor,
+    *,
+    unreliable_fraction: float,
+    labels: Tensor | None = None,
+    num_classes: int | None = None,
+    max_samples: int = MAX_SAMPLES,
+) -> Tensor:
+    r"""Voxels whose entropy is at or below the (1 - alpha) quantile.
+
+    .. math:: \text{reliable}_i = [\, h_i \le Q_{1-\alpha}(h) \,]
+
+    Q is the order statistic that leaves ``floor(alpha n)`` of n voxels above it. With ``labels`` each class
+    has its own Q: volumes are mostly background, and a single quantile calls nearly every foreground boundary
+    unreliable. Up to ``max_samples`` voxels Q is exact; beyond, it is estimated on a regular sample of at
+    most that many. A class that the sample misses takes the quantile of all voxels.
+
+    Args:
+        entropy: (B, *), any scale; detached.
+        unreliable_fraction: alpha in [0, 1], the share called unreliable. At 0 everything is reliable; at 1
+            only the voxels of least entropy are.
+        labels: integer (B, *), the predicted classes. Voxels outside 0..num_classes-1 are not reliable.
+        num_classes: C, needed with ``labels``.
+        max_samples: most voxels from which a quantile is estimated.
+
+    Returns:
+        bool (B, *), without gradient. Ties at the quantile are reliable, NaN never is, and an empty input
+        gives an empty mask.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, ``labels`` without ``num_classes``, or a fraction outside [0, 1].
+
+    Source: the entropy percentile of U2PL (CVPR 2022), whose alpha also falls; one quantile a class is ours.
+    """
+    if entropy.ndim < 2 or not entropy.is_floating_point():
+        raise ValueError(
+            "entropy must be a floating tensor of shape (B, *) with at least one spatial axis, "
+            f"got {entropy.dtype} of shape {tuple(entropy.shape)}."
+        )
+    check_unit_interval("unreliable_fraction", unreliable_fraction)
+    if max_samples < 1:
+        raise ValueError(f"max_samples must be at least 1, got {max_samples}.")
+    h = full_precision(entropy.detach())
+    eligible = ~h.isnan()
+    if labels is not None:
+        if num_classes is None or num_classes < 1:
+            raise ValueError(f"labels need num_classes, at least 1, got {num_classes}.")
+        check_labels("labels", labels, tuple(h.shape))
+        eligible = eligible & is_class(labels, num_classes)
+    if unreliable_fraction == 0 or h.numel() == 0:
+        return eligible
+
+    stride = _sampling_stride(tuple(h.shape), max_samples)
+    sample = h.flatten()[::stride]
+    if labels is None or num_classes is None:
+        everything = torch.ones_like(sample, dtype=torch.bool).unsqueeze(0)
+        return eligible & (h <= _row_quantiles(sample, everything, unreliable_fraction))
+    # One row a class, and a last row of all voxels for the classes that the sample misses.
+    rows = torch.arange(num_classes + 1, device=h.device).unsqueeze(1)
+    members = (labels.flatten()[::stride] == rows) | (rows == num_classes)
+    quantiles = _row_quantiles(sample, members, unreliable_fraction)
+    thresholds = torch.where(members.any(dim=1), quantiles, quantiles[-1])
+    return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])
+
+
+def _row_quantiles(sample: Tensor, members: Tensor, unreliable_fraction: float) -> Tensor:
+    """For each row of ``members`` (R, N), the (1 - alpha) quantile of the values (N,) that belong to it."""
+    ranked = torch.where(members, sample, math.inf).sort(dim=1).values
+    count = members.sum(dim=1, keepdim=True)
+    # The slack keeps float32 rounding from turning alpha n = 7 into 6.9999 and hence into 6.
+    unreliable = (count * (unreliable_fraction * (1 + 1e-6))).floor().long()
+    return ranked.gather(1, (count - unreliable - 1).clamp(min=0)).squeeze(1)
+
+
+def _sampling_stride(shape: tuple[int, ...], max_samples: int) -> int:
+    """Least stride over the flat (B, *) volume that keeps the sample small and is coprime to every axis.
+
+    A stride that shares a factor with the length of an axis would skip the same positions on every line.
+    """
+    stride = math.ceil(math.prod(shape) / max_samples)
+    while any(math.gcd(stride, length) > 1 for length in shape[1:]):
+        stride += 1
+    return stride

@@ -1,0 +1,107 @@
+"""L_reg: where the two decoders' assertions differ, at least one of them has something to learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_dualcl.losses._checks import check_class_maps, check_labels, check_unit_interval, voxel_shape
+from nnunet_dualcl.losses._numerics import full_precision, is_class, masked_mean, without_autocast
+
+_ABSTAINS = -1
+
+
+def assertion_disagreement(logits_a: Tensor, logits_b: Tensor, *, confidence: float) -> Tensor:
+    r"""The set M of voxels where the decoders assert different things.
+
+    A decoder asserts its most probable class when that probability reaches ``confidence``, else it abstains.
+    One asserting while the other abstains is a disagreement; both abstaining is not.
+
+    Args:
+        logits_a: logits (B, C, *), C >= 2, of decoder A; no gradient.
+        logits_b: logits (B, C, *) of decoder B; no gradient.
+        confidence: T in [0, 1], the least probability of an assertion.
+
+    Returns:
+        bool (B, *).
+
+    Raises:
+        ValueError: shapes or dtypes differ from the above, or ``confidence`` lies outside [0, 1].
+
+    Source: mutual verification of DualCL (arXiv 2311.12617); its parent is MCF (CVPR 2023).
+    """
+    check_class_maps(logits_a=logits_a, logits_b=logits_b)
+    check_unit_interval("confidence", confidence)
+    with torch.no_grad(), without_autocast(logits_a):
+        _, asserted_a = _assertion(_softmax(logits_a), confidence)
+        _, asserted_b = _assertion(_softmax(logits_b), confidence)
+        return asserted_a != asserted_b
+
+
+def mutual_verification_loss(
+    logits_a: Tensor, logits_b: Tensor, *, confidence: float, target: Tensor | None = None
+) -> Tensor:
+    r"""Squared error of the probabilities, mean over the voxels M where the assertions differ.
+
+    With truth, both decoders are drawn to it, y being its one-hot vector:
+
+    .. math:: L_{reg} = \frac12 \sum_{s \in \{a, b\}} \frac{1}{|M|} \sum_{i \in M} \lVert p^s_i - y_i \rVert^2
+
+    Without, the decoder with the greater top probability at a voxel (A on a tie) is the teacher t of the
+    other, s:
+
+    .. math:: L_{reg} = \frac{1}{|M|} \sum_{i \in M} \lVert p^s_i - \mathrm{stopgrad}(p^t_i) \rVert^2
+
+    Args:
+        logits_a: logits (B, C, *), C >= 2, of decoder A, not probabilities.
+        logits_b: logits (B, C, *) of decoder B.
+        confidence: T in [0, 1], see :func:`assertion_disagreement`.
+        target: integer truth (B, *). Voxels outside 0..C-1, such as the ignore label, are left out of M.
+
+    Returns:
+        Scalar, float32 (float64 for float64). With ``target`` gradient reaches both decoders, without it only
+        the less confident one at each voxel of M. M empty: exactly 0, with a graph and zero gradients.
+
+    Raises:
+        ValueError: shapes or dtypes differ from the above, or ``confidence`` lies outside [0, 1].
+
+    Source: mutual verification of DualCL (arXiv 2311.12617); its parent is MCF (CVPR 2023).
+    """
+    check_class_maps(logits_a=logits_a, logits_b=logits_b)
+    check_unit_interval("confidence", confidence)
+    if target is not None:
+        check_labels("target", target, voxel_shape(logits_a))
+    with without_autocast(logits_a):
+        p_a, p_b = _softmax(logits_a), _softmax(logits_b)
+        top_a, asserted_a = _assertion(p_a.detach(), confidence)
+        top_b, asserted_b = _assertion(p_b.detach(), confidence)
+        disagree = asserted_a != asserted_b
+        if target is None:
+            return masked_mean(_error_of_less_confident(p_a, p_b, top_a >= top_b), disagree)
+        labeled = is_class(target, p_a.shape[1])
+        truth = torch.where(labeled, target, 0).long().unsqueeze(1)
+        error = 0.5 * (_error_to_class(p_a, truth) + _error_to_class(p_b, truth))
+        return masked_mean(error, disagree & labeled)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(full_precision(logits), dim=1)
+
+
+def _assertion(probs: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+    """Top probability (B, *) and the class asserted with it (B, *), ``_ABSTAINS`` below ``confidence``."""
+    top, winner = probs.max(dim=1)
+    return top, torch.where(top >= confidence, winner, _ABSTAINS)
+
+
+def _error_of_less_confident(p_a: Tensor, p_b: Tensor, a_teaches: Tensor) -> Tensor:
+    """|p_a - p_b|^2 (B, *), with the gradient on the student's side only."""
+    a_teaches = a_teaches.unsqueeze(1)
+    side_a = torch.where(a_teaches, p_a.detach(), p_a)
+    side_b = torch.where(a_teaches, p_b, p_b.detach())
+    return (side_a - side_b).square().sum(dim=1)
+
+
+def _error_to_class(probs: Tensor, truth: Tensor) -> Tensor:
+    """|p - onehot(y)|^2 = sum p^2 - 2 p_y + 1 (B, *), free of a one-hot volume; ``truth`` is (B, 1, *)."""
+    return probs.square().sum(dim=1) - 2.0 * probs.gather(1, truth).squeeze(1) + 1.0

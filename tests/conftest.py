@@ -1,0 +1,217 @@
+"""A toy dataset, already planned and preprocessed, on which a trainer runs in a second."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+NAME = "Dataset777_Toy"
+LABELED = ("lab_0", "lab_1", "lab_2")
+VALIDATION = ("val_0",)
+LISTED_UNLABELED = ("tr_0", "tr_1")
+FOLDER_UNLABELED = ("unl_0", "unl_1")
+
+DATASET_JSON = {
+    "channel_names": {"0": "T1", "1": "T2"},
+    "labels": {"background": 0, "left": 1, "right": 2},
+    "numTraining": len(LABELED + VALIDATION + LISTED_UNLABELED),
+    "file_ending": ".nii.gz",
+}
+
+
+def make_architecture(dimension: int = 3, *, residual: bool = False, stages: int = 3) -> dict[str, Any]:
+    """Architecture entry of plans: anisotropic first downsampling, 4 channels at full resolution."""
+    strides = [[1] * dimension, [1, *[2] * (dimension - 1)], *[[2] * dimension] * (stages - 2)]
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet."
+        + ("ResidualEncoderUNet" if residual else "PlainConvUNet"),
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [4 * 2**stage for stage in range(stages)],
+            "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
+            "kernel_sizes": [[3] * dimension] * stages,
+            "strides": strides,
+            "n_blocks_per_stage" if residual else "n_conv_per_stage": [1] * stages,
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def _configuration(dimension: int) -> dict[str, Any]:
+    data = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    name = "3d_fullres" if dimension == 3 else "2d"
+    return {
+        "data_identifier": f"toyPlans_{name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [6, 12, 16][-dimension:],
+        "median_image_size_in_voxels": [10.0, 18.0, 22.0][-dimension:],
+        "spacing": [2.5, 1.0, 1.0][-dimension:],
+        "normalization_schemes": ["ZScoreNormalization"] * 2,
+        "use_mask_for_norm": [False, False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": data,
+        "resampling_fn_seg_kwargs": {**data, "is_seg": True},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": data,
+        "architecture": make_architecture(dimension),
+        "batch_dice": False,
+    }
+
+
+def toy_plans() -> dict[str, Any]:
+    """Plans as nnU-Net writes them, with a 3D and a 2D configuration."""
+    statistics = {"max": 9.0, "mean": 1.0, "median": 1.0, "min": 0.0, "percentile_00_5": 0.0}
+    statistics.update({"percentile_99_5": 9.0, "std": 1.0})
+    return {
+        "dataset_name": NAME,
+        "plans_name": "toyPlans",
+        "original_median_spacing_after_transp": [2.5, 1.0, 1.0],
+        "original_median_shape_after_transp": [10, 18, 22],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": _configuration(3), "2d": _configuration(2)},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": statistics, "1": statistics},
+    }
+
+
+def write_case(folder: Path, case: str, seed: int, *, labels: Path | None) -> None:
+    """Two channels and, where a folder is given, labels of one lopsided oblique scan."""
+    rng = np.random.default_rng(seed)
+    shape = (9 + seed % 3, 17 + seed % 4, 21 + seed % 5)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    label = np.zeros(shape, np.uint8)
+    label[(z / 0.7) ** 2 + (y / 0.6) ** 2 + ((x + 0.35) / 0.35) ** 2 < 1] = 1
+    label[(z / 0.7) ** 2 + (y / 0.6) ** 2 + ((x - 0.35) / 0.35) ** 2 < 1] = 2
+    arrays = {f"_{channel:04d}": (label + rng.normal(1, 0.3, shape)).astype(np.float32) for channel in range(2)}
+    targets = [(folder / f"{case}{suffix}.nii.gz", array) for suffix, array in arrays.items()]
+    if labels is not None:
+        targets.append((labels / f"{case}.nii.gz", label))
+    for path, array in targets:
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((1.0, 1.0, 2.5))
+        image.SetDirection((0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0))
+        sitk.WriteImage(image, str(path))
+
+
+class Toy:
+    """The toy dataset's folders, and trainers on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.raw = root / "raw" / NAME
+        self.preprocessed = root / "preprocessed" / NAME
+        self.results = root / "results"
+
+    def plans(self) -> dict[str, Any]:
+        """A fresh copy of the plans."""
+        return toy_plans()
+
+    def trainer(self, trainer_class: Any, configuration: str = "3d_fullres", *, plans: Any = None, **options: Any) -> Any:
+        """A trainer on the CPU for fold 0, as nnU-Net's run_training builds it."""
+        plans = copy.deepcopy(plans or toy_plans())
+        plans["continue_training"] = options.pop("continue_training", False)
+        dataset_json = options.pop("dataset_json", DATASET_JSON)
+        return trainer_class(plans, configuration, options.pop("fold", 0), copy.deepcopy(dataset_json),
+                             device=torch.device("cpu"))  # fmt: skip
+
+
+def _build(root: Path) -> None:
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    toy = Toy(root)
+    for folder in (toy.raw / "imagesTr", toy.raw / "labelsTr", toy.raw / "imagesUnlabeled", toy.results):
+        folder.mkdir(parents=True)
+    for seed, case in enumerate(LABELED + VALIDATION + LISTED_UNLABELED):
+        write_case(toy.raw / "imagesTr", case, seed, labels=toy.raw / "labelsTr")
+    for seed, case in enumerate(FOLDER_UNLABELED, 100):
+        write_case(toy.raw / "imagesUnlabeled", case, seed, labels=None)
+    plans = toy_plans()
+    split = {"train": list(LABELED), "val": list(VALIDATION), "unlabeled": list(LISTED_UNLABELED)}
+    toy.preprocessed.mkdir(parents=True)
+    for name, content in (
+        ("toyPlans.json", plans),
+        ("dataset.json", DATASET_JSON),
+        ("dataset_fingerprint.json", {}),
+        ("splits_final.json", [split]),
+    ):
+        (toy.preprocessed / name).write_text(json.dumps(content), encoding="utf-8")
+    (toy.raw / "dataset.json").write_text(json.dumps(DATASET_JSON), encoding="utf-8")
+    shutil.copytree(toy.raw / "labelsTr", toy.preprocessed / "gt_segmentations")
+    manager = PlansManager(plans)
+    for configuration in plans["configurations"]:
+        target = toy.preprocessed / f"toyPlans_{configuration}"
+        target.mkdir()
+        for case in LABELED + VALIDATION + LISTED_UNLABELED:
+            images = [str(toy.raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz") for channel in range(2)]
+            DefaultPreprocessor(verbose=False).run_case_save(
+                str(target / case), images, str(toy.raw / "labelsTr" / f"{case}.nii.gz"),
+                manager, manager.get_configuration(configuration), DATASET_JSON,
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _toy_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("toy_template")
+    _build(root)
+    return root
+
+
+@pytest.fixture
+def toy(_toy_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+    """A copy of the toy dataset of this test's own, with nnU-Net's variables pointing to it; no worker processes."""
+    root = tmp_path / "toy"
+    shutil.copytree(_toy_template, root)
+    for variable, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "results")):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(root / folder))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    for module in ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_dualcl.trainers.DualCLTrainer"):
+        # both read nnUNet_def_n_proc when they are imported
+        monkeypatch.setattr(f"{module}.default_num_processes", 1)
+    monkeypatch.delenv("DUALCL_CONFIG", raising=False)
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    threads = torch.get_num_threads()
+    yield Toy(root)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``configure(key=value, ...)`` writes a configuration file and names it in ``DUALCL_CONFIG``."""
+
+    def write(**values: Any) -> Path:
+        path = tmp_path / "dualcl.yaml"
+        path.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+        monkeypatch.setenv("DUALCL_CONFIG", str(path))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def architecture() -> Any:
+    """``architecture(dimension, residual=False, stages=3)``: the entry of that name in plans."""
+    return make_architecture

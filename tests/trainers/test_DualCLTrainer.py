@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import yaml
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.random_stream import seed_global_streams
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import CONFIG_FILE, TERM_LOG_FILE, TERM_PICTURE_FILE
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
+
+OVERRIDDEN = {
+    "__init__", "build_network_architecture", "initialize", "_build_loss", "set_deep_supervision_enabled",
+    "get_dataloaders", "run_training", "on_train_start", "on_train_epoch_start", "train_step",
+    "on_train_epoch_end", "save_checkpoint", "load_checkpoint",
+}  # fmt: skip
+
+
+def test_overrides_are_these_and_keep_nnunets_signatures() -> None:
+    ours = {name for name in vars(DualCLTrainer) if hasattr(nnUNetTrainer, name) and callable(getattr(DualCLTrainer, name))}
+    assert ours == OVERRIDDEN
+    for name in sorted(ours):
+        expected = list(inspect.signature(getattr(nnUNetTrainer, name)).parameters.values())
+        found = list(inspect.signature(getattr(DualCLTrainer, name)).parameters.values())
+        assert [(p.name, p.kind, p.default) for p in found] == [(p.name, p.kind, p.default) for p in expected], name
+
+
+def test_configuration_sets_nnunets_own_numbers(toy: Any, configure: Any) -> None:
+    configure(num_epochs=3, num_iterations_per_epoch=4, num_val_iterations_per_epoch=5, initial_lr="1e-3")
+    trainer = toy.trainer(DualCLTrainer)
+    numbers = (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch)
+    assert numbers == (3, 4, 5)
+    trainer.initialize()
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_without_extras_a_step_is_stock_nnunets(toy: Any, configure: Any) -> None:
+    configure(**{**DualCLConfig.stock().to_mapping(), **SHORT, "seed": 5})
+    ours = toy.trainer(DualCLTrainer)
+    ours.initialize()
+    theirs = toy.trainer(nnUNetTrainer)
+    seed_global_streams(5)
+    theirs.num_epochs = SHORT["num_epochs"]
+    theirs.initialize()
+    assert_same_weights(ours, theirs)
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(3, (2, 1, 6, 12, 16), generator=generator).short()
+    batch = {
+        "data": torch.randn(2, 2, 6, 12, 16, generator=generator),
+        "target": [truth, truth[..., ::2, ::2]],
+        "keys": ["a", "b"],
+    }
+    for trainer in (ours, theirs):
+        trainer.network.train()
+    ours._iteration = 0
+    for _ in range(2):
+        losses = [trainer.train_step(dict(batch))["loss"] for trainer in (ours, theirs)]
+        assert losses[0] == losses[1]
+        gradients = dict(ours.network.named_parameters())
+        for name, parameter in theirs.network.named_parameters():
+            # nnU-Net's deep supervision leaves the lowest segmentation layer out of the loss: no gradient at all
+            both = (gradients[name].grad, parameter.grad)
+            assert both == (None, None) if parameter.grad is None else torch.equal(*both), name
+        assert_same_weights(ours, theirs)
+    assert all(parameter.grad is None for parameter in ours.network.decoder_b.parameters())
+
+
+def assert_same_weights(ours: Any, theirs: Any) -> None:
+    weights = ours.network.state_dict()
+    for name, value in theirs.network.state_dict().items():
+        assert torch.equal(weights[name], value), name
+
+
+def test_labeled_batches_are_stock_nnunets(toy: Any, configure: Any) -> None:
+    configure(**SHORT, seed=3)
+    ours = toy.trainer(DualCLTrainer)
+    ours.on_train_start()
+    seed = int(np.random.SeedSequence([3, 0, 0]).generate_state(1)[0])
+    theirs = toy.trainer(nnUNetTrainer)
+    theirs.initialize()
+    drawn = []
+    for trainer in (theirs, ours):
+        seed_global_streams(seed)
+        loader, _ = trainer.get_dataloaders()
+        drawn.append([next(loader) for _ in range(3)])
+    for stock, paired in zip(*drawn, strict=True):
+        assert torch.equal(stock["data"], paired["data"])
+        assert all(torch.equal(a, b) for a, b in zip(stock["target"], paired["target"], strict=True))
+        assert list(stock["keys"]) == list(paired["keys"])
+        assert paired["unlabeled_data"].shape == paired["data"].shape
+        assert set(paired["unlabeled_keys"]) <= {"tr_0", "tr_1", "unl_0", "unl_1"}
+
+
+def batches(toy: Any, count: int = 3) -> list[dict[str, Any]]:
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.on_train_start()
+    return [next(trainer.dataloader_train) for _ in range(count)]
+
+
+def test_labels_of_unlabeled_cases_are_never_read(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    before = batches(toy)
+    for case in ("tr_0", "tr_1"):
+        (toy.raw / "labelsTr" / f"{case}.nii.gz").write_bytes(b"unreadable")
+        (toy.preprocessed / "gt_segmentations" / f"{case}.nii.gz").unlink()
+        for file in (toy.preprocessed / "toyPlans_3d_fullres").glob(f"{case}*"):
+            file.write_bytes(b"unreadable")
+    for file in (toy.preprocessed / "toyPlans_3d_fullres_unlabeled").iterdir():
+        file.unlink()
+    assert_same_batches(before, batches(toy))
+
+
+def test_scrambled_labels_of_unlabeled_cases_change_no_batch(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    before = batches(toy)
+    for case in ("tr_0", "tr_1"):
+        path = toy.raw / "labelsTr" / f"{case}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        scrambled = sitk.GetImageFromArray(np.random.default_rng(0).permutation(array.ravel()).reshape(array.shape))
+        scrambled.CopyInformation(image)
+        sitk.WriteImage(scrambled, str(path))
+    for file in (toy.preprocessed / "toyPlans_3d_fullres_unlabeled").iterdir():
+        file.unlink()
+    assert_same_batches(before, batches(toy))
+
+
+def assert_same_batches(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    for one, two in zip(first, second, strict=True):
+        assert list(one["unlabeled_keys"]) == list(two["unlabeled_keys"])
+        assert torch.equal(one["data"], two["data"])
+        assert torch.equal(one["unlabeled_data"], two["unlabeled_data"])
+
+
+def test_unlabeled_batch_size_is_configurable(toy: Any, configure: Any) -> None:
+    configure(**SHORT, unlabeled_batch_size=3)
+    assert batches(toy, 1)[0]["unlabeled_data"].shape[0] == 3
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_training_from_start_to_end(
+    toy: Any, configure: Any, architecture: Any, configuration: str, residual: bool
+) -> None:
+    configure(**SHORT)
+    plans = toy.plans()
+    dimension = 2 if configuration == "2d" else 3
+    plans["configurations"][configuration]["architecture"] = architecture(dimension, residual=residual)
+    trainer = toy.trainer(DualCLTrainer, configuration, plans=plans)
+    trainer.on_train_start()
+    start = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    expected = ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png", CONFIG_FILE, TERM_LOG_FILE)
+    for name in (*expected, TERM_PICTURE_FILE):
+        assert (folder / name).is_file(), name
+    assert not list(folder.glob(".*"))
+    assert yaml.safe_load((folder / CONFIG_FILE).read_text()) == trainer.config.to_mapping()
+    rows = list(csv.DictReader((folder / TERM_LOG_FILE).open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    losses = trainer.logger.get_value("train_losses", None)
+    assert [float(row["total"]) for row in rows] == pytest.approx(losses)
+    unmoved = [name for name, value in trainer.network.named_parameters() if torch.equal(start[name], value)]
+    lowest = len(trainer.network.decoder.seg_layers) - 1
+    assert all(f"seg_layers.{0}." in name and lowest > 0 for name in unmoved)  # nnU-Net gives the lowest no weight
+
+
+def test_resume_continues_with_the_stored_configuration(toy: Any, configure: Any) -> None:
+    configure(**{**SHORT, "num_epochs": 3}, verification_weight=0.25)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.save_every = 1
+    trainer.on_epoch_end = stop_after(trainer, 2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    configure(num_epochs=50)
+    resumed = toy.trainer(DualCLTrainer, continue_training=True)
+    resumed.load_checkpoint(str(latest))
+    assert resumed.config.verification_weight == 0.25
+    assert (resumed.num_epochs, resumed.current_epoch) == (3, 2)
+    assert torch.equal(resumed.loss.prototypes, trainer.loss.prototypes)
+    resumed.run_training()
+    rows = list(csv.DictReader((Path(resumed.output_folder) / TERM_LOG_FILE).open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert resumed.optimizer.param_groups[0]["lr"] < 1e-2
+
+
+def stop_after(trainer: Any, epochs: int) -> Any:
+    original = trainer.on_epoch_end
+
+    def stop() -> None:
+        original()
+        if trainer.current_epoch == epochs:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_checkpoint_of_another_trainer_is_refused(toy: Any, configure: Any, tmp_path: Path) -> None:
+    configure(**SHORT)
+    stock = toy.trainer(nnUNetTrainer)
+    stock.initialize()
+    stock.save_checkpoint(str(tmp_path / "stock.pth"))
+    trainer = toy.trainer(DualCLTrainer)
+    with pytest.raises(DualCLError, match="written by nnUNetTrainer, not by DualCLTrainer"):
+        trainer.load_checkpoint(str(tmp_path / "stock.pth"))
+
+
+def test_interrupted_saving_keeps_the_old_checkpoint(toy: Any, configure: Any, monkeypatch: Any) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.glob("*checkpoint*")] == ["checkpoint_latest.pth"]
+    assert not list(path.parent.glob(".*"))
+
+
+def test_nan_stops_training_names_the_case_and_keeps_the_checkpoint(toy: Any, configure: Any) -> None:
+    configure(**{**SHORT, "num_epochs": 3})
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.save_every = 1
+    original = trainer.on_epoch_end
+
+    def poison_next_epoch() -> None:
+        original()
+        loader = trainer.dataloader_train.data_loader
+        draw = loader.unlabeled.generate_train_batch
+
+        def poisoned() -> Any:
+            batch = draw()
+            batch["data"][1, 0, 0, 0, 0] = float("nan")
+            return batch
+
+        loader.unlabeled.generate_train_batch = poisoned
+
+    trainer.on_epoch_end = poison_next_epoch
+    with pytest.raises(DualCLError, match=r"loss became nan in epoch 1, step 1: non-finite voxels in (tr|unl)_\d\."):
+        trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    assert checkpoint["current_epoch"] == 1
+    assert all(torch.isfinite(v).all() for v in checkpoint["network_weights"].values() if torch.is_tensor(v))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_workers_end_with_the_training(toy: Any, configure: Any, monkeypatch: Any, error: Any) -> None:
+    configure(**SHORT)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = toy.trainer(DualCLTrainer)
+
+    def fail(batch: dict[str, Any]) -> None:
+        assert len(multiprocessing.active_children()) == 3  # 2 for training, 1 for validation, as nnU-Net has it
+        raise error
+
+    trainer.train_step = fail
+    with pytest.raises(error):
+        trainer.run_training()
+    assert multiprocessing.active_children() == []
+
+
+def test_regions_and_cascades_are_refused(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    dataset_json = json.loads((toy.raw / "dataset.json").read_text())
+    dataset_json.update(labels={"background": 0, "whole": [1, 2], "right": 2}, regions_class_order=[1, 2])
+    with pytest.raises(DualCLError, match=r"Region-based labels are not supported.*nnUNetTrainer"):
+        toy.trainer(DualCLTrainer, dataset_json=dataset_json).initialize()
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
+    with pytest.raises(DualCLError, match="second stage of a cascade"):
+        toy.trainer(DualCLTrainer, plans=plans).initialize()
+
+
+def test_no_unlabeled_case_is_refused_before_training(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    splits = json.loads((toy.preprocessed / "splits_final.json").read_text())
+    del splits[0]["unlabeled"]
+    (toy.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    for file in (toy.raw / "imagesUnlabeled").iterdir():
+        file.unlink()
+    with pytest.raises(DualCLError, match=r"No unlabeled case for Dataset777_Toy.*imagesUnlabeled"):
+        toy.trainer(DualCLTrainer).run_training()
+
+
+def test_too_few_labeled_cases_for_nnunets_own_split(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    (toy.preprocessed / "splits_final.json").unlink()
+    for case in ("tr_0", "tr_1"):
+        (toy.preprocessed / "toyPlans_3d_fullres" / f"{case}.pkl").unlink()
+    with pytest.raises(DualCLError, match=r"4 preprocessed labeled case\(s\).*dualcl split"):
+        toy.trainer(DualCLTrainer).run_training()
+
+
+def test_one_seed_one_result(toy: Any, configure: Any) -> None:
+    results = []
+    for seed in (1, 1, 2):
+        configure(**{**SHORT, "num_epochs": 1}, seed=seed)
+        trainer = toy.trainer(DualCLTrainer)
+        trainer.run_training()
+        results.append(torch.cat([value.flatten() for value in trainer.network.parameters()]))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: Any, tmp_path: Path) -> None:
+    """The whole way in nnU-Net's own processes: predict with our trainer, export, predict where we do not exist."""
+    from nnunet_dualcl.cli.main import main
+    from nnunet_dualcl.layout import trainers_folder
+
+    configure(**{**SHORT, "num_epochs": 1}, prediction="a")
+    toy.trainer(DualCLTrainer).run_training()
+    stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point{}; predict_entry_point{}()"
+    flags = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
+    images, ours, theirs = toy.raw / "imagesUnlabeled", tmp_path / "ours", tmp_path / "theirs"
+    task = ["-i", str(images), "-o", str(ours), "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-tr", "DualCLTrainer"]
+    done = run([stock.format("", ""), *task, *flags], nnUNet_extTrainer=str(trainers_folder()))
+    assert done.returncode == 0, done.stderr
+    exported = tmp_path / "exported"
+    assert main(["export", "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-o", str(exported)]) == 0
+    blocked = "import sys; sys.modules['nnunet_dualcl'] = None; " + stock.format("_modelfolder", "_modelfolder")
+    done = run([blocked, "-i", str(images), "-o", str(theirs), "-m", str(exported), *flags], nnUNet_results="")
+    assert done.returncode == 0, done.stderr
+    cases = sorted(path.name for path in theirs.glob("*.npz"))
+    assert cases == ["unl_0.npz", "unl_1.npz"]
+    for case in cases:
+        with np.load(ours / case) as a, np.load(theirs / case) as b:
+            assert np.array_equal(a["probabilities"], b["probabilities"])
+        name = case.replace(".npz", ".nii.gz")
+        segmentations = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (ours, theirs)]
+        assert np.array_equal(*segmentations)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.networks import DualOutput
+from nnunet_dualcl.training import SemiSupervisedLoss
+from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+
+CLASSES, WIDTH, SHAPE = 3, 5, (4, 5, 6)
+LABELED, UNLABELED = slice(0, 2), slice(2, 5)
+ONLY = {
+    "verification": {"verification_weight": 1.0},
+    "pseudo_label": {"pseudo_label_weight": 1.0},
+    "contrastive": {"contrastive_weight": 1.0},
+}
+
+
+class CrossEntropy(nn.Module):
+    """Stands for nnU-Net's loss: full resolution only."""
+
+    def forward(self, output: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
+        return functional.cross_entropy(output[0], target[0][:, 0].long())
+
+
+def leaves(seed: int = 0) -> tuple[DualOutput, list[torch.Tensor]]:
+    """Outputs for 2 labeled and 3 unlabeled patches as leaves, so gradients show who is taught."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(CLASSES, (2, 1, *SHAPE), generator=generator)
+    logits = [3 * torch.randn(5, CLASSES, *SHAPE, generator=generator) for _ in "ab"]
+    # decoder A is right on the labeled half, so it wins
+    logits[0][LABELED] += 4 * functional.one_hot(truth[:, 0], CLASSES).movedim(-1, 1)
+    features = [torch.randn(5, WIDTH, *SHAPE, generator=generator) for _ in "ab"]
+    tensors = [tensor.requires_grad_() for tensor in (*logits, *features)]
+    return DualOutput([tensors[0]], [tensors[1]], tensors[2], tensors[3]), [truth]
+
+
+def objective(**values: Any) -> SemiSupervisedLoss:
+    config = DualCLConfig.supervised(**{"rampup_fraction": 0.0, "contrastive_samples": 200, **values})
+    return SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
+
+
+def extra_gradients(loss: SemiSupervisedLoss, output: DualOutput, target: Any) -> dict[str, torch.Tensor]:
+    """Gradients of everything beyond the two supervised terms; zeros where there is none."""
+    total = loss(output, target)
+    for logits in (output.logits_a, output.logits_b):
+        total = total - loss.supervised([logits[0][LABELED]], target)
+    tensors = {"logits_a": output.logits_a[0], "logits_b": output.logits_b[0]}
+    tensors.update({"features_a": output.features_a, "features_b": output.features_b})
+    gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True)
+    }
+
+
+def strength(gradient: torch.Tensor) -> float:
+    return float(gradient.abs().max())
+
+
+def test_pseudo_labels_move_the_loser_on_the_unlabeled_half_only() -> None:
+    output, target = leaves()
+    gradients = extra_gradients(objective(**ONLY["pseudo_label"]), output, target)
+    assert strength(gradients["logits_b"][UNLABELED]) > 1e-4
+    assert strength(gradients["logits_b"][LABELED]) < 1e-7
+    for name in ("logits_a", "features_a", "features_b"):
+        assert strength(gradients[name]) < 1e-7
+
+
+def test_the_winner_changes_with_the_supervised_losses() -> None:
+    output, target = leaves()
+    swapped = DualOutput(output.logits_b, output.logits_a, output.features_b, output.features_a)
+    gradients = extra_gradients(objective(**ONLY["pseudo_label"]), swapped, target)
+    assert strength(gradients["logits_a"][UNLABELED]) > 1e-4
+    assert strength(gradients["logits_b"]) < 1e-7
+
+
+def test_cross_pseudo_labels_move_both() -> None:
+    output, target = leaves()
+    loss = objective(**ONLY["pseudo_label"], pseudo_label_source="cross")
+    gradients = extra_gradients(loss, output, target)
+    for name in ("logits_a", "logits_b"):
+        assert strength(gradients[name][UNLABELED]) > 1e-4
+        assert strength(gradients[name][LABELED]) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("acts_on", "labeled", "unlabeled"),
+    [("labeled", True, False), ("unlabeled", False, True), ("both", True, True)],
+)
+def test_verification_moves_the_chosen_halves(acts_on: Any, labeled: bool, unlabeled: bool) -> None:
+    output, target = leaves()
+    gradients = extra_gradients(objective(**ONLY["verification"], verification_on=acts_on), output, target)
+    for name in ("logits_a", "logits_b"):
+        assert (strength(gradients[name][LABELED]) > 1e-4) == labeled
+        assert (strength(gradients[name][UNLABELED]) > 1e-4) == unlabeled
+    assert strength(gradients["features_a"]) == 0
+
+
+def test_verification_of_unlabeled_voxels_moves_the_less_confident_only() -> None:
+    output, target = leaves()
+    gradients = extra_gradients(objective(**ONLY["verification"], verification_on="unlabeled"), output, target)
+    confidence = [torch.softmax(logits[0], 1).amax(1) for logits in (output.logits_a, output.logits_b)]
+    a_leads = confidence[0] >= confidence[1]
+    moved_a = gradients["logits_a"].abs().amax(1) > 0
+    moved_b = gradients["logits_b"].abs().amax(1) > 0
+    assert moved_a.any()
+    assert moved_b.any()
+    assert not (moved_a & a_leads).any()
+    assert not (moved_b & ~a_leads).any()
+
+
+def test_contrast_moves_the_embeddings_of_both_decoders_only() -> None:
+    output, target = leaves()
+    gradients = extra_gradients(objective(**ONLY["contrastive"], unreliable_fraction_start=0.5), output, target)
+    for name in ("features_a", "features_b"):
+        assert strength(gradients[name][LABELED]) > 1e-6
+        assert strength(gradients[name][UNLABELED]) > 1e-6
+    for name in ("logits_a", "logits_b"):
+        assert strength(gradients[name]) < 1e-7
+
+
+def test_no_term_without_weight() -> None:
+    output, target = leaves()
+    assert all(strength(g) < 1e-7 for g in extra_gradients(objective(), output, target).values())
+
+
+def test_total_is_the_sum_of_weight_times_term() -> None:
+    output, target = leaves()
+    loss = objective(verification_weight=0.3, pseudo_label_weight=0.7, contrastive_weight=0.2, rampup_fraction=1.0)
+    loss.step = 4
+    total = loss(output, target)
+    values = dict(zip(TERMS + OBSERVATIONS, loss.last_values.tolist(), strict=True))
+    weights = loss.weights
+    assert set(weights) == set(TERMS)
+    assert 0 < weights["pseudo_label"] < 0.7
+    assert weights["verification"] == 0.3
+    assert all(values[name] > 0 for name in TERMS)
+    assert total.item() == pytest.approx(sum(values[name] * weights[name] for name in TERMS), rel=1e-5)
+
+
+def test_validation_output_gets_the_supervised_loss() -> None:
+    output, target = leaves()
+    loss = objective(**ONLY["verification"])
+    logits = [output.logits_a[0][LABELED]]
+    assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
+
+
+def test_labels_outside_the_classes_count_nowhere() -> None:
+    output, target = leaves()
+    ignored = [torch.full_like(target[0], CLASSES)]
+    loss = objective(**ONLY["verification"], verification_on="labeled")
+    loss.supervised = SumOfLogits()
+    gradients = torch.autograd.grad(
+        loss(output, ignored) - loss.supervised([output.logits_a[0][LABELED]], ignored)
+        - loss.supervised([output.logits_b[0][LABELED]], ignored), output.logits_a[0],
+    )  # fmt: skip
+    assert strength(gradients[0]) == 0
+
+
+class SumOfLogits(nn.Module):
+    def forward(self, output: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
+        return output[0].sum() * 1e-3
+
+
+def test_observations_against_a_count_by_hand() -> None:
+    output, target = leaves()
+    # every voxel once, so the sample is the whole patch
+    loss = objective(unreliable_fraction_start=0.0, unreliable_fraction_end=0.0, contrastive_samples=20000)
+    loss(output, target)
+    seen = dict(zip(TERMS + OBSERVATIONS, loss.last_values.tolist(), strict=True))
+    predicted = output.logits_a[0].argmax(1)
+    right = predicted[LABELED] == target[0][:, 0]
+    judged = (predicted[LABELED] > 0) | (target[0][:, 0] > 0)
+    assert seen["winner_is_a"] == 1
+    assert seen["reliable_share"] == 1
+    assert seen["pseudo_label_accuracy"] == pytest.approx(float(right.float().mean()), abs=0.02)
+    assert seen["pseudo_label_accuracy_foreground"] == pytest.approx(float(right[judged].float().mean()), abs=0.02)
+    probs = [torch.softmax(logits[0], 1)[UNLABELED] for logits in (output.logits_a, output.logits_b)]
+    asserted = [torch.where(p.amax(1) >= 0.6, p.argmax(1), -1) for p in probs]
+    assert seen["disagreement_share"] == pytest.approx(float((asserted[0] != asserted[1]).float().mean()), abs=0.02)
+
+
+def test_unreliable_fraction_falls_linearly() -> None:
+    loss = objective(unreliable_fraction_start=0.4, unreliable_fraction_end=0.1)
+    fractions = []
+    for step in (0, 5, 10, 20):
+        loss.step = step
+        fractions.append(loss.unreliable_fraction)
+    assert fractions == pytest.approx([0.4, 0.25, 0.1, 0.1])
+
+
+def test_prototypes_move_slowly_and_survive_a_state_dict() -> None:
+    output, target = leaves()
+    loss = objective(**ONLY["contrastive"], prototype_momentum=0.9)
+    loss(output, target)
+    first = loss.prototypes.clone()
+    assert loss.present.all()
+    torch.testing.assert_close(first.norm(dim=2), torch.ones(2, CLASSES))
+    other, _ = leaves(seed=7)
+    loss(other, target)
+    change = 1 - (loss.prototypes * first).sum(2)
+    assert (change > 0).all()
+    assert (change < 0.05).all()
+    twin = objective(**ONLY["contrastive"])
+    twin.load_state(dict(loss.state_dict()))
+    assert torch.equal(twin.prototypes, loss.prototypes)
+    assert torch.equal(twin.present, loss.present)
+
+
+def test_no_tensor_is_read_back_from_the_device() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoReadBack(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert func.overloadpacket not in (
+                torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select,
+            ), f"{func} waits for the device"  # fmt: skip
+            return func(*args, **(kwargs or {}))
+
+    output, target = leaves()
+    loss = objective(verification_weight=1.0, pseudo_label_weight=1.0, contrastive_weight=1.0)
+    with NoReadBack():
+        loss(output, target).backward()
+    assert strength(output.logits_b[0].grad) > 0
+
+
+def test_weights_of_variants_by_replace() -> None:
+    config = replace(DualCLConfig(), verification_weight=2.0)
+    loss = SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
+    assert loss.weights["verification"] == 2.0

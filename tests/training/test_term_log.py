@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
+from nnunet_dualcl.training import TermLog
+from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+
+
+def values(level: float) -> dict[str, float]:
+    return dict.fromkeys(TERMS + OBSERVATIONS, level)
+
+
+def test_table_has_a_row_an_epoch(tmp_path: Path) -> None:
+    log = TermLog()
+    for epoch in range(3):
+        log.add(epoch, 1.0 + epoch, values(epoch / 4), dict.fromkeys(TERMS, 0.5))
+    log.write(tmp_path)
+    rows = list(csv.DictReader((tmp_path / TERM_LOG_FILE).open(encoding="utf-8")))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert set(rows[0]) == {"epoch", "total", *TERMS, *OBSERVATIONS, *(f"weight_{name}" for name in TERMS)}
+    assert float(rows[2]["total"]) == 3.0
+    assert float(rows[1]["contrastive"]) == 0.25
+    assert (tmp_path / TERM_PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_epoch_replaces_what_came_after(tmp_path: Path) -> None:
+    log = TermLog()
+    for epoch in range(4):
+        log.add(epoch, 0.0, values(0.1), dict.fromkeys(TERMS, 1.0))
+    log.add(2, 9.0, values(0.2), dict.fromkeys(TERMS, 1.0))
+    assert [row["epoch"] for row in log.rows] == [0, 1, 2]
+    assert log.rows[-1]["total"] == 9.0
+
+
+def test_same_rows_give_the_same_files(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        log = TermLog()
+        log.add(0, 1.0, values(0.3), dict.fromkeys(TERMS, 1.0))
+        log.write(tmp_path / name)
+    for file in (TERM_LOG_FILE, TERM_PICTURE_FILE):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_nothing_to_write_writes_nothing(tmp_path: Path) -> None:
+    TermLog().write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
