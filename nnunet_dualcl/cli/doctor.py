@@ -43,7 +43,8 @@ def _nnunet_version() -> Finding:
         found = version("nnunetv2")
     except PackageNotFoundError:
         return Finding("fault", "nnunetv2 is not installed", "pip install 'nnunetv2>=2.8.1,<2.9'")
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+    release = re.match(r"\d+(\.\d+)*", found)
+    numbers = tuple(int(part) for part in release[0].split(".")) if release else ()
     if not _LEAST_NNUNET <= numbers < _FIRST_UNTESTED_NNUNET:
         return Finding(
             "fault",

@@ -34,8 +34,7 @@ def inverse_length(vectors: Tensor, dim: int) -> Tensor:
     The usual ``x / max(length, eps)`` has a gradient of 1 / eps at the zero vector, enough to drown a step.
     """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    short = length <= SHORTEST
-    return torch.where(short, 0.0, torch.where(short, 1.0, length).reciprocal())
+    return torch.where(length <= SHORTEST, 0.0, length.clamp(min=SHORTEST).reciprocal())
 
 
 def is_class(labels: Tensor, num_classes: int) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -238,11 +241,14 @@ def _results(job: _Job, cases: CaseImages, num_processes: int) -> Iterator[tuple
 
 
 def _fault_of(job: _Job, case: str, files: list[Path]) -> str | None:
+    printed = io.StringIO()  # nnU-Net's readers print the reason and raise an empty error
     try:
-        _preprocess_case(job, case, files)
+        with contextlib.redirect_stdout(printed):
+            _preprocess_case(job, case, files)
     except Exception as error:
         names = ", ".join(str(path) for path in files)
-        return f"{names}: {str(error).strip() or type(error).__name__}"
+        return f"{names}: {str(error).strip() or printed.getvalue().strip() or type(error).__name__}"
+    sys.stdout.write(printed.getvalue())
     return None
 
 

@@ -1,0 +1,86 @@
+"""Seconds per unlabeled case of ``dualcl preprocess`` against nnU-Net's own per labeled case, on the same images.
+
+    python benchmarks/preprocess_cost.py [--cases 24] [-np 2] [--rounds 3] [-o FILE]
+
+Phantoms are written twice: as labeled cases and, without labels, as unlabeled ones. The two commands take turns. Both
+start worker processes, which costs the same once a call; ``--cases`` spreads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _common import write
+
+DATASET_ID = 998
+
+
+def prepare(cases: int, processes: int) -> Path:
+    """Raw dataset and plans; returns the preprocessed dataset's folder."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+
+    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
+
+    raw = write_phantom_dataset(
+        Path(os.environ["nnUNet_raw"]), dataset_id=DATASET_ID, labeled=cases, validation=0, unlabeled=0, test=0
+    )
+    (raw / "imagesUnlabeled").mkdir(exist_ok=True)
+    for image in (raw / "imagesTr").iterdir():
+        shutil.copyfile(image, raw / "imagesUnlabeled" / f"u_{image.name}")
+    extract_fingerprints([DATASET_ID], num_processes=processes, show_progress_bar=False)
+    plan_experiments([DATASET_ID])
+    return Path(os.environ["nnUNet_preprocessed"]) / raw.name
+
+
+def measure(cases: int, processes: int, rounds: int) -> dict[str, Any]:
+    """Seconds per case of both, and their ratio within rounds."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
+
+    from nnunet_dualcl.preprocessing import preprocess_dataset
+
+    rows = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        preprocess([DATASET_ID], "nnUNetPlans", ["3d_fullres"], [processes], show_progress_bar=False)
+        between = time.perf_counter()
+        report = preprocess_dataset(DATASET_ID, "3d_fullres", num_processes=processes, force=True, show_progress=False)
+        ended = time.perf_counter()
+        assert len(report.done) == cases, report
+        rows.append({"stock": (between - started) / cases, "dualcl": (ended - between) / cases})
+    return {
+        "seconds_per_case": {name: statistics.median(row[name] for row in rows) for name in rows[0]},
+        "ratios": {"dualcl / stock": statistics.median(row["dualcl"] / row["stock"] for row in rows)},
+        "rounds": rows,
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("-np", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", type=Path, default=None, metavar="FILE")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            os.environ[variable] = str(Path(folder) / variable)
+            Path(os.environ[variable]).mkdir()
+        with contextlib.redirect_stdout(io.StringIO()):
+            prepare(arguments.cases, arguments.np)
+            result = measure(arguments.cases, arguments.np, arguments.rounds)
+    write(arguments.o, {**result, "setting": json.loads(json.dumps(vars(arguments), default=str))})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""A DualCL step against two stock nnU-Net steps (as many samples) and against the bare dual-decoder network.
+
+    python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [-o FILE]
+
+The variants take turns in each round, and ratios are taken within a round, so slow phases of a shared machine hit all
+of them. Peak memory is measured in a process of its own for each variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import write
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.networks import DualOutput
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+NAME = "Dataset999_StepCost"
+BATCH = 2
+
+
+def plans(patch: list[int], features: list[int]) -> dict[str, Any]:
+    """Plans with just what a trainer reads to build network and loss."""
+    stages = len(features)
+    return {
+        "dataset_name": NAME,
+        "plans_name": "p",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "p",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": BATCH,
+                "patch_size": patch,
+                "spacing": [1.0, 1.0, 1.0],
+                "normalization_schemes": ["ZScoreNormalization"],
+                "use_mask_for_norm": [False],
+                "batch_dice": False,
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {
+                        "n_stages": stages,
+                        "features_per_stage": features,
+                        "conv_op": "torch.nn.modules.conv.Conv3d",
+                        "kernel_sizes": [[3, 3, 3]] * stages,
+                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                        "n_conv_per_stage": [2] * stages,
+                        "n_conv_per_stage_decoder": [2] * (stages - 1),
+                        "conv_bias": True,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                        "dropout_op": None,
+                        "dropout_op_kwargs": None,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": True},
+                    },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+            }
+        },
+        "continue_training": False,
+    }
+
+
+def build(trainer_class: Any, arguments: argparse.Namespace) -> Any:
+    """An initialized trainer; nnU-Net's announcements are swallowed."""
+    dataset_json = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, **{f"label_{index}": index for index in range(1, arguments.classes)}},
+        "file_ending": ".nii.gz",
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = trainer_class(
+            plans(arguments.patch, arguments.features), "3d_fullres", 0, dataset_json, torch.device(arguments.device)
+        )
+        trainer.initialize()
+    trainer.network.train()
+    trainer._iteration = 0
+    return trainer
+
+
+def batch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Noise with blocky labels, on the device, as the loaders would hand it over."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(arguments.classes, (BATCH, 1, *(size // 4 for size in arguments.patch)), generator=generator)
+    target = torch.nn.functional.interpolate(target.float(), size=arguments.patch, mode="nearest")
+    levels = [
+        torch.nn.functional.interpolate(target, scale_factor=0.5**level, mode="nearest")
+        for level in range(len(arguments.features) - 1)
+    ]
+    half = [torch.randn(BATCH, 1, *arguments.patch, generator=generator) for _ in range(2)]
+    keys = [f"case_{index}" for index in range(BATCH)]
+    return {
+        "data": half[0].to(arguments.device),
+        "unlabeled_data": half[1].to(arguments.device),
+        "target": [level.short().to(arguments.device) for level in levels],
+        "keys": keys,
+        "unlabeled_keys": keys,
+    }
+
+
+def bare_step(trainer: DualCLTrainer, data: torch.Tensor) -> None:
+    """Forward and backward of both decoders on all samples and the optimizer, without any loss worth the name."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    cuda = trainer.device.type == "cuda"
+    with torch.autocast("cuda") if cuda else contextlib.nullcontext():
+        output = trainer.network(data)
+        assert isinstance(output, DualOutput)
+        loss = sum(level.float().mean() for branch in output[:2] for level in branch)
+    scaler = trainer.grad_scaler
+    if scaler is not None:
+        scaler.scale(loss).backward()
+        scaler.unscale_(trainer.optimizer)
+    else:
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), 12)
+    if scaler is not None:
+        scaler.step(trainer.optimizer)
+        scaler.update()
+    else:
+        trainer.optimizer.step()
+    loss.item()
+
+
+def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str, Callable[[], object]]:
+    """Name -> one step."""
+    sample = batch(arguments)
+    both = torch.cat((sample["data"], sample["unlabeled_data"]))
+    steps: dict[str, Callable[[], object]] = {}
+    if only in (None, "stock", "two_stock_steps"):
+        stock = build(nnUNetTrainer, arguments)
+        steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
+    if only in (None, "bare_network", "dualcl"):
+        dual = build(DualCLTrainer, arguments)
+        steps["bare_network"] = lambda: bare_step(dual, both)
+        steps["dualcl"] = lambda: dual.train_step(dict(sample))
+    return steps if only is None else {only: steps[only]}
+
+
+def timed(step: Callable[[], object], device: str) -> float:
+    """Seconds of one call, the device's queue emptied before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of each variant, and medians of the ratios within rounds."""
+    steps = variants(arguments)
+    for step in steps.values():
+        for _ in range(2):
+            step()
+    rounds = [{name: timed(step, arguments.device) for name, step in steps.items()} for _ in range(arguments.rounds)]
+    ratios = {
+        f"dualcl / {other}": statistics.median(row["dualcl"] / row[other] for row in rounds)
+        for other in ("two_stock_steps", "bare_network")
+    }
+    return {"seconds": {name: statistics.median(row[name] for row in rounds) for name in steps}, "ratios": ratios}
+
+
+def peak_memory(arguments: argparse.Namespace, variant: str) -> float:
+    """MiB above what was in use before the first step; the optimizer's state counts."""
+    step = variants(arguments, variant)[variant]
+    gc.collect()
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+        step(), step()
+        return torch.cuda.max_memory_allocated() / 2**20 - before
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is in use now
+    before = _resident("VmRSS")
+    step(), step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--patch", type=int, nargs=3, default=[24, 32, 24])
+    parser.add_argument("--features", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument("-o", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    config = DualCLConfig()
+    with tempfile.TemporaryDirectory() as folder:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            os.environ[variable] = folder
+        os.environ.pop("DUALCL_CONFIG", None)
+        preprocessed = Path(folder) / NAME / "p"
+        preprocessed.mkdir(parents=True)
+        (preprocessed / "case.b2nd").touch()  # nnU-Net infers the dataset class from file endings
+        if arguments.memory_of:
+            print(json.dumps({"peak": peak_memory(arguments, arguments.memory_of)}))
+            return
+        result = measure_times(arguments)
+    memory = {}
+    for variant in ("two_stock_steps", "bare_network", "dualcl"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", variant]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        memory[variant] = json.loads(done.stdout.splitlines()[-1])["peak"]
+    result["peak_memory_mib"] = memory
+    result["ratios"].update(
+        {f"memory dualcl / {other}": memory["dualcl"] / memory[other] for other in ("two_stock_steps", "bare_network")}
+    )
+    setting = {key: value for key, value in vars(arguments).items() if key not in ("o", "memory_of")}
+    write(arguments.o, {**result, "setting": {**setting, "config": config.to_mapping()}})
+
+
+if __name__ == "__main__":
+    main()

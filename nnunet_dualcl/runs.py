@@ -1,0 +1,86 @@
+"""One training, one prediction, one evaluation, as function calls; the demo and benchmarks are made of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
+from nnunet_dualcl.training.environment import variable
+
+
+def train(
+    dataset: str,
+    plans: str,
+    trainer_name: str,
+    config: DualCLConfig,
+    config_file: Path,
+    *,
+    fold: int = 0,
+    configuration: str = "3d_fullres",
+    device: str = "cpu",
+) -> Path:
+    """Train to the end, continuing from a checkpoint where there is one; nnU-Net's own trainers get our numbers.
+
+    Args:
+        dataset: full dataset name.
+        plans: plans name.
+        trainer_name: ours or one of nnU-Net's.
+        config: written to ``config_file``; its epochs, iterations and learning rate are set on any trainer.
+        config_file: file that ``DUALCL_CONFIG`` names while the trainer is built.
+        fold: fold of the split file.
+        configuration: configuration of the plans.
+        device: torch device type.
+
+    Returns:
+        The model folder (with ``plans.json``).
+    """
+    config.write_yaml(config_file)
+    with (
+        variable(CONFIG_VARIABLE, str(config_file)),
+        variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))),
+    ):
+        trainer = get_trainer_from_args(
+            dataset, configuration, fold, trainer_name, plans, continue_training=True, device=torch.device(device)
+        )
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
+            setattr(trainer, name, getattr(config, name))
+        if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
+            maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+            trainer.run_training()
+    return Path(trainer.output_folder_base)
+
+
+def predict(model_folder: Path, images: Path, target: Path, *, fold: int = 0, device: str = "cpu") -> None:
+    """Predict a folder of images with nnU-Net's predictor in this process; cases already there are kept."""
+    target.mkdir(parents=True, exist_ok=True)
+    with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
+        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
+        predictor.predict_from_files_sequential(str(images), str(target), overwrite=False)
+
+
+def dice_per_case(predictions: Path, references: Path, dataset_json: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Dice of each label for each predicted case, by nnU-Net's own evaluation (NaN where a label is in neither)."""
+    ending = dataset_json["file_ending"]
+    files = sorted(predictions.glob(f"*{ending}"))
+    reader = determine_reader_writer_from_dataset_json(dataset_json, str(references / files[0].name), verbose=False)()
+    labels = sorted(value for value in dataset_json["labels"].values() if value != 0)
+    return {
+        file.name.removesuffix(ending): {
+            label: float(metric["Dice"])
+            for label, metric in compute_metrics(str(references / file.name), str(file), reader, labels)[
+                "metrics"
+            ].items()
+        }
+        for file in files
+    }
