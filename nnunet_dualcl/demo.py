@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +42,16 @@ CONFIG = DualCLConfig(num_epochs=10, num_iterations_per_epoch=50, num_val_iterat
 MODELS = {"stock nnU-Net": "nnUNetTrainer", "DualCL": "DualCLTrainer"}
 
 
-def run_demo(folder: Path, *, epochs: int | None = None) -> Path:
+def run_demo(folder: Path, config: DualCLConfig = CONFIG) -> Path:
     """Generate, plan, preprocess, train twice, predict, export, compare; repeat the call to go on after a stop.
 
     Args:
         folder: everything is written here; its nnU-Net folders are used for the length of the call.
-        epochs: epochs of each training; None takes the demo's own.
+        config: of both trainings; nnU-Net's own gets the epochs and iterations of it.
 
     Returns:
         The overlay picture; ``dice.csv`` lies beside it.
     """
-    config = CONFIG if epochs is None else replace(CONFIG, num_epochs=epochs)
     folder = folder.resolve()
     steps = tqdm(total=7, bar_format="[{n_fmt}/{total_fmt} {elapsed}] {desc}")
     with _nnunet_folders(folder), steps:

@@ -128,7 +128,9 @@ class Toy:
         """A fresh copy of the plans."""
         return toy_plans()
 
-    def trainer(self, trainer_class: Any, configuration: str = "3d_fullres", *, plans: Any = None, **options: Any) -> Any:
+    def trainer(
+        self, trainer_class: Any, configuration: str = "3d_fullres", *, plans: Any = None, **options: Any
+    ) -> Any:
         """A trainer on the CPU for fold 0, as nnU-Net's run_training builds it."""
         plans = copy.deepcopy(plans or toy_plans())
         plans["continue_training"] = options.pop("continue_training", False)

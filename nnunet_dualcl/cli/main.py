@@ -208,9 +208,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from nnunet_dualcl.demo import run_demo
+    from dataclasses import replace
 
-    run_demo(arguments.o, epochs=arguments.epochs)
+    from nnunet_dualcl.demo import CONFIG, run_demo
+
+    run_demo(arguments.o, CONFIG if arguments.epochs is None else replace(CONFIG, num_epochs=arguments.epochs))
     return 0
 
 

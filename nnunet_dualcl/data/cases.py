@@ -38,19 +38,26 @@ def raw_training_images(raw_dataset_folder: Path, dataset_json: Mapping[str, Any
     }
 
 
-def read_split(preprocessed_dataset_folder: Path, fold: int | str) -> dict[str, list[str]] | None:
-    """The entry of a fold in nnU-Net's split file, or None where there is no file, no such fold, or fold is "all"."""
+def read_splits(preprocessed_dataset_folder: Path) -> list[dict[str, list[str]]]:
+    """All folds of nnU-Net's split file; none where there is no file.
+
+    Raises:
+        DualCLError: the file is no valid JSON.
+    """
     path = preprocessed_dataset_folder / SPLITS_FILE
-    if fold == "all" or not path.is_file():
-        return None
+    if not path.is_file():
+        return []
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits: list[dict[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DualCLError(f"{path} is no valid JSON ({error}). Write it anew with: dualcl split") from None
-    if int(fold) >= len(splits):
-        return None
-    entry: dict[str, list[str]] = splits[int(fold)]
-    return entry
+    return splits
+
+
+def read_split(preprocessed_dataset_folder: Path, fold: int | str) -> dict[str, list[str]] | None:
+    """The entry of a fold in nnU-Net's split file, or None where there is no file, no such fold, or fold is "all"."""
+    splits = [] if fold == "all" else read_splits(preprocessed_dataset_folder)
+    return splits[int(fold)] if fold != "all" and int(fold) < len(splits) else None
 
 
 def check_disjoint(unlabeled: Iterable[str], split: Mapping[str, list[str]], *, where: str) -> None:

@@ -53,6 +53,10 @@ def draw_splits(
         raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")
     left_out = {group_of[case] for case in excluded}
     pool = sorted({group_of[case] for case in cases} - left_out)
+    if validation >= 1 and validation != int(validation):
+        raise DualCLError(f"validation must be a share below 1 or a whole number, got {validation}.")
+    if seed < 0:
+        raise DualCLError(f"seed must not be negative, got {seed}.")
     num_validation = round(validation * len(pool)) if 0 < validation < 1 else int(validation)
     if labeled < 1 or num_validation < 1 or draws < 1:
         raise DualCLError("At least one labeled case, one validation case and one draw are needed.")

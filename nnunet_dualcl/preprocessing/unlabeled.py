@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
-from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, unlabeled_case_images
+from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     PREPROCESSED_STAMP_FILE,
@@ -83,14 +84,13 @@ def preprocess_dataset(
         )
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
-    splits_file = preprocessed / SPLITS_FILE
-    splits = json.loads(splits_file.read_text(encoding="utf-8")) if splits_file.is_file() else []
+    splits = read_splits(preprocessed)
     cases: CaseImages = {}
     for fold, split in enumerate(splits or [{}]):
         found_cases = unlabeled_case_images(
             required_folder("nnUNet_raw") / name, dataset_json, split.get("unlabeled", [])
         )
-        check_disjoint(found_cases, split, where=f"{splits_file}, fold {fold}")
+        check_disjoint(found_cases, split, where=f"{preprocessed / SPLITS_FILE}, fold {fold}")
         cases.update(found_cases)
     if not cases:
         raise DualCLError(no_unlabeled_message(required_folder("nnUNet_raw") / name))
@@ -256,6 +256,8 @@ def _preprocess_case(job: _Job, case: str, files: list[Path]) -> None:
     plans_manager = PlansManager(job.plans)
     configuration = plans_manager.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
+    for path in files:
+        _check_nifti_voxels(path)
     # run_case_save reads, processes and saves; the check sits between reading and processing
     preprocessor.run_case_npy = partial(_checked_run, preprocessor.run_case_npy, len(configuration.patch_size))
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=f".{case}.partial-") as partial_folder:
@@ -272,15 +274,28 @@ def _preprocess_case(job: _Job, case: str, files: list[Path]) -> None:
             os.replace(path, job.folder / path.name)
 
 
+def _check_nifti_voxels(path: Path) -> None:
+    """Look at the stored numbers of a floating point NIfTI: SimpleITK hands out NaN and infinity as 0."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return
+    stored = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+    if stored.dtype.kind == "f":
+        _check_finite(np.asanyarray(stored.get_unscaled()))
+
+
+def _check_finite(voxels: np.ndarray) -> None:
+    finite = np.isfinite(voxels)
+    if not finite.all():
+        raise ValueError(f"{finite.size - finite.sum()} voxels are NaN or infinite; mend the image or take it out")
+
+
 def _checked_run(run_case_npy: Any, patch_dimension: int, data: np.ndarray, *rest: Any) -> Any:
     """nnU-Net's ``run_case_npy`` behind a look at the image (channels, z, y, x)."""
     if patch_dimension == 3 and 1 in data.shape[1:]:
         raise ValueError(
             f"a single slice (shape {data.shape[1:]}) among 3D images; take it out or use a 2d configuration"
         )
-    if not np.isfinite(data).all():
-        count = int((~np.isfinite(data)).sum())
-        raise ValueError(f"{count} voxels are NaN or infinite; mend the image or take it out")
+    _check_finite(data)
     return run_case_npy(data, *rest)
 
 

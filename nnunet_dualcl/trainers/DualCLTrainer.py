@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -148,6 +149,8 @@ class DualCLTrainer(nnUNetTrainer):
         """Check the split and prepare the unlabeled cases before anything long starts."""
         check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
         if self.config.uses_unlabeled:
+            if self.is_ddp and self.local_rank != 0:
+                dist.barrier()  # rank 0 preprocesses what is missing, the others then find it done
             self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
                 self.plans_manager.plans,
                 self.configuration_name,
@@ -156,6 +159,8 @@ class DualCLTrainer(nnUNetTrainer):
                 self.fold,
                 num_processes=default_num_processes,
             )
+            if self.is_ddp and self.local_rank == 0:
+                dist.barrier()
             self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
         super().on_train_start()
         if self.local_rank == 0:

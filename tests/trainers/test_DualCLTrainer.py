@@ -33,7 +33,9 @@ OVERRIDDEN = {
 
 
 def test_overrides_are_these_and_keep_nnunets_signatures() -> None:
-    ours = {name for name in vars(DualCLTrainer) if hasattr(nnUNetTrainer, name) and callable(getattr(DualCLTrainer, name))}
+    ours = {
+        name for name in vars(DualCLTrainer) if hasattr(nnUNetTrainer, name) and callable(getattr(DualCLTrainer, name))
+    }
     assert ours == OVERRIDDEN
     for name in sorted(ours):
         expected = list(inspect.signature(getattr(nnUNetTrainer, name)).parameters.values())
@@ -341,7 +343,20 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point{}; predict_entry_point{}()"
     flags = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
     images, ours, theirs = toy.raw / "imagesUnlabeled", tmp_path / "ours", tmp_path / "theirs"
-    task = ["-i", str(images), "-o", str(ours), "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-tr", "DualCLTrainer"]
+    task = [
+        "-i",
+        str(images),
+        "-o",
+        str(ours),
+        "-d",
+        "777",
+        "-c",
+        "3d_fullres",
+        "-p",
+        "toyPlans",
+        "-tr",
+        "DualCLTrainer",
+    ]
     done = run([stock.format("", ""), *task, *flags], nnUNet_extTrainer=str(trainers_folder()))
     assert done.returncode == 0, done.stderr
     exported = tmp_path / "exported"

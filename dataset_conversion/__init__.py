@@ -1,0 +1,1 @@
+"""From scans to nnU-Net's raw format: one module per source of data."""

@@ -1,0 +1,180 @@
+import builtins
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_dualcl.data.cases import (
+    check_disjoint,
+    list_case_images,
+    raw_training_images,
+    read_split,
+    unlabeled_case_images,
+)
+from nnunet_dualcl.errors import DualCLError
+
+TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
+
+
+def touch(folder: Path, names: Iterable[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def channels(case: str, count: int = 2) -> list[str]:
+    return [f"{case}_{channel:04d}.nii.gz" for channel in range(count)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Labeled-looking a, b, c; unlabeled x, y. No labels anywhere."""
+    touch(tmp_path / "imagesTr", channels("a") + channels("b") + channels("c"))
+    touch(tmp_path / "imagesUnlabeled", channels("x") + channels("y"))
+    return tmp_path
+
+
+def test_images_are_grouped_by_case_in_channel_order(tmp_path: Path) -> None:
+    others = ["notes.txt", "b_0000.nii", "b_000.nii.gz", "_0000.nii.gz", "b.nii.gz"]
+    touch(tmp_path, ["b_0001.nii.gz", "b_0000.nii.gz", "a_0003_0000.nii.gz", "B 1_0000.nii.gz", *others])
+    assert list_case_images(tmp_path, ".nii.gz") == {
+        "B 1": [tmp_path / "B 1_0000.nii.gz"],
+        "a_0003": [tmp_path / "a_0003_0000.nii.gz"],
+        "b": [tmp_path / "b_0000.nii.gz", tmp_path / "b_0001.nii.gz"],
+    }
+
+
+def test_the_file_ending_is_taken_literally(tmp_path: Path) -> None:
+    touch(tmp_path, ["a_0000xnii", "b_0000.nii"])
+    assert list(list_case_images(tmp_path, ".nii")) == ["b"]
+
+
+def test_an_absent_or_empty_folder_has_no_case(tmp_path: Path) -> None:
+    assert list_case_images(tmp_path / "absent", ".nii.gz") == {}
+    assert list_case_images(tmp_path, ".nii.gz") == {}
+
+
+def test_training_images_from_the_folder(raw: Path) -> None:
+    found = raw_training_images(raw, TWO_CHANNELS)
+    assert list(found) == ["a", "b", "c"]
+    assert found["b"] == [raw / "imagesTr" / name for name in channels("b")]
+
+
+def test_training_images_listed_in_dataset_json(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHIVE", "/archive")
+    listed = {
+        "q": {"images": ["$ARCHIVE/q.nii.gz", "imagesTr/q2.nii.gz"], "label": "/archive/labels/q.nii.gz"},
+        "p": {"images": ["../elsewhere/p.nii.gz"], "label": "labelsTr/p.nii.gz"},
+    }
+    found = raw_training_images(raw, {**TWO_CHANNELS, "dataset": listed})
+    assert list(found) == ["p", "q"]
+    assert found["q"] == [Path("/archive/q.nii.gz"), raw / "imagesTr" / "q2.nii.gz"]
+    assert found["p"] == [raw / "../elsewhere/p.nii.gz"]
+
+
+def test_read_split(tmp_path: Path) -> None:
+    assert read_split(tmp_path, 0) is None
+    splits = [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"], "unlabeled": ["c"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+    assert read_split(tmp_path, 0) == splits[0]
+    assert read_split(tmp_path, "1") == splits[1]
+    assert read_split(tmp_path, 2) is None
+    assert read_split(tmp_path, "all") is None
+
+
+def test_read_split_refuses_broken_json(tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text('[{"train": ', encoding="utf-8")
+    with pytest.raises(DualCLError, match=r"splits_final\.json is no valid JSON .*Write it anew with: dualcl split"):
+        read_split(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("role", "meaning"), [("train", "a labeled training case"), ("val", "a validation case")])
+def test_a_case_with_two_roles_is_refused(role: str, meaning: str) -> None:
+    split = {"train": ["a"], "val": ["b"], role: ["e", "c"]}
+    with pytest.raises(DualCLError, match=rf"^fold 3: c, e listed as unlabeled and as {meaning} \('{role}'\)"):
+        check_disjoint(["e", "d", "c"], split, where="fold 3")
+
+
+def test_disjoint_roles_and_missing_lists_pass() -> None:
+    check_disjoint(["c"], {"train": ["a"], "val": ["b"], "unlabeled": ["c"]}, where="fold 0")
+    check_disjoint(["c"], {}, where="fold 0")
+    check_disjoint([], {"train": ["a"], "val": ["b"]}, where="fold 0")
+
+
+def test_many_cases_with_two_roles_are_shortened() -> None:
+    names = [f"c{number}" for number in range(9)]
+    with pytest.raises(DualCLError, match=r"c0, c1, c2, c3, c4 \.\.\. listed"):
+        check_disjoint(names, {"val": names}, where="fold 0")
+
+
+def test_both_sources_come_together_sorted(raw: Path) -> None:
+    found = unlabeled_case_images(raw, TWO_CHANNELS, ["c", "a"])
+    assert list(found) == ["a", "c", "x", "y"]
+    assert found["a"] == [raw / "imagesTr" / name for name in channels("a")]
+    assert found["x"] == [raw / "imagesUnlabeled" / name for name in channels("x")]
+
+
+def test_each_source_alone(raw: Path) -> None:
+    assert list(unlabeled_case_images(raw, TWO_CHANNELS, [])) == ["x", "y"]
+    shutil.rmtree(raw / "imagesUnlabeled")
+    assert list(unlabeled_case_images(raw, TWO_CHANNELS, ["b"])) == ["b"]
+    assert unlabeled_case_images(raw, TWO_CHANNELS, []) == {}
+
+
+def test_a_case_of_the_unlabeled_folder_may_be_listed_too(raw: Path) -> None:
+    assert list(unlabeled_case_images(raw, TWO_CHANNELS, ["x"])) == ["x", "y"]
+
+
+def test_a_name_in_both_folders_is_refused(raw: Path) -> None:
+    touch(raw / "imagesUnlabeled", channels("b"))
+    with pytest.raises(DualCLError, match=r": b in imagesTr and in imagesUnlabeled\. Rename one"):
+        unlabeled_case_images(raw, TWO_CHANNELS, [])
+
+
+def test_a_listed_name_without_image_is_refused(raw: Path) -> None:
+    expected = r"no image for n, z, listed as unlabeled in splits_final\.json\. Expected .* imagesTr/n_0000\.nii\.gz"
+    with pytest.raises(DualCLError, match=expected):
+        unlabeled_case_images(raw, TWO_CHANNELS, ["z", "a", "n"])
+
+
+def test_a_wrong_number_of_channels_names_all_cases(raw: Path) -> None:
+    (raw / "imagesTr" / "c_0001.nii.gz").unlink()
+    touch(raw / "imagesUnlabeled", ["y_0002.nii.gz"])
+    with pytest.raises(
+        DualCLError, match=r"image files: c \(1 in .*imagesTr\), y \(3 in .*imagesUnlabeled\)\."
+    ) as error:
+        unlabeled_case_images(raw, TWO_CHANNELS, ["b", "c"])
+    assert "names 2 channel(s): T1, T2." in str(error.value)
+
+
+def test_the_old_name_of_channel_names_is_understood(raw: Path) -> None:
+    old = {"modality": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
+    assert list(unlabeled_case_images(raw, old, ["a"])) == ["a", "x", "y"]
+
+
+def test_labels_are_neither_listed_nor_opened(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in "abcxy":
+        (raw / "labelsTr" / f"{case}.nii.gz").mkdir(parents=True)  # opening one as a file fails
+    expected = unlabeled_case_images(raw, TWO_CHANNELS, ["a"])
+    looked_at: list[str] = []
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def watched(path: Any = ".", *rest: Any, **options: Any) -> Any:
+            looked_at.append(str(path))
+            return original(path, *rest, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for module, name in ((os, "listdir"), (os, "scandir"), (os, "stat"), (builtins, "open")):
+        watch(module, name)
+    found = unlabeled_case_images(raw, TWO_CHANNELS, ["a"])
+    monkeypatch.undo()
+    assert found == expected
+    assert any("imagesUnlabeled" in path for path in looked_at)
+    assert not [path for path in looked_at if "labelsTr" in path]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_dualcl.data.paired_loader import augment
+from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+
+def start(toy: Any, configure: Any, configuration: str = "3d_fullres") -> Any:
+    configure(num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1)
+    trainer = toy.trainer(DualCLTrainer, configuration)
+    trainer.on_train_start()
+    return trainer
+
+
+def test_unlabeled_dataset_adds_empty_class_locations(toy: Any, configure: Any) -> None:
+    trainer = start(toy, configure)
+    folder = Path(trainer.unlabeled_folder)
+    cases = UnlabeledDataset(trainer.dataset_class, folder, ["unl_1", "tr_0"])
+    assert cases.identifiers == ["tr_0", "unl_1"]
+    image, mask, previous, properties = cases.load_case("tr_0")
+    assert image.shape[1:] == mask.shape[1:]
+    assert previous is None
+    assert properties["class_locations"] == {}
+    assert set(np.unique(mask[:])) <= {-1, 0}  # the image's nonzero part, never a class
+
+
+@pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (6, 12, 16)), ("2d", (12, 16))])
+def test_unlabeled_patches_are_augmented_and_placed_uniformly(
+    toy: Any, configure: Any, configuration: str, patch: tuple[int, ...]
+) -> None:
+    loader = start(toy, configure, configuration).dataloader_train.data_loader
+    assert loader.unlabeled.oversample_foreground_percent == 0
+    assert loader.unlabeled.transforms is loader.labeled.transforms
+    assert np.array_equal(loader.unlabeled.patch_size, loader.labeled.patch_size)
+    batch = next(loader)
+    assert batch["unlabeled_data"].shape == (2, 2, *patch)
+    assert torch.isfinite(batch["unlabeled_data"]).all()
+    assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_keys"}
+
+
+def test_workers_draw_different_patches(toy: Any, configure: Any) -> None:
+    loader = start(toy, configure).dataloader_train.data_loader
+    augmenter = augment(loader, num_processes=2, num_cached=4, seed=11, pin_memory=False)
+    try:
+        drawn = [next(augmenter) for _ in range(4)]
+    finally:
+        augmenter._finish()
+    for half in ("data", "unlabeled_data"):
+        sums = {round(batch[half].double().sum().item(), 6) for batch in drawn}
+        assert len(sums) == 4

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.export import export_stock_model
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+
+@pytest.fixture
+def model(toy: Any, configure: Any) -> Path:
+    """A model folder with an untrained checkpoint."""
+    configure(num_epochs=7, verification_weight=0.125)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1)
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    folder = Path(trainer.output_folder_base)
+    for name, content in (("plans.json", toy.plans()), ("dataset.json", {"labels": {}})):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def load(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+
+
+def test_weights_are_stock_and_unchanged(toy: Any, model: Path, tmp_path: Path) -> None:
+    assert export_stock_model(model, tmp_path / "out") == ["fold_0"]
+    exported, source = load(tmp_path / "out"), load(model)
+    assert exported["trainer_name"] == "nnUNetTrainer"
+    assert exported["inference_allowed_mirroring_axes"] == (0, 1)
+    assert set(exported) == {
+        "network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch",
+    }  # fmt: skip
+    for name, value in exported["network_weights"].items():
+        assert torch.equal(value, source["network_weights"][name])
+    stock = toy.trainer(nnUNetTrainer)
+    stock.initialize()
+    stock.network.load_state_dict(exported["network_weights"], strict=True)
+
+
+def test_provenance_names_trainer_versions_and_configuration(model: Path, tmp_path: Path) -> None:
+    export_stock_model(model, tmp_path / "out")
+    provenance = json.loads((tmp_path / "out" / "dualcl_provenance.json").read_text())
+    assert provenance["source"] == "DualCLTrainer__toyPlans__3d_fullres"
+    assert provenance["nnunetv2"].startswith("2.8")
+    fold = provenance["folds"]["fold_0"]
+    assert fold["trainer"] == "DualCLTrainer"
+    assert fold["config"]["verification_weight"] == 0.125
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset.json", "dualcl_provenance.json", "fold_0", "plans.json",
+    ]  # fmt: skip
+
+
+def test_existing_target_is_kept(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DualCLError, match=r"out exists\. Export into a new folder"):
+        export_stock_model(model, tmp_path / "out")
+
+
+def test_missing_model_fold_or_checkpoint_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DualCLError, match="nowhere holds no trained model"):
+        export_stock_model(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(DualCLError, match=r"fold_3/checkpoint_final\.pth does not exist"):
+        export_stock_model(model, tmp_path / "out", folds=[3])
+    with pytest.raises(DualCLError, match=r"No checkpoint_best\.pth in any fold"):
+        export_stock_model(model, tmp_path / "out", checkpoint_name="checkpoint_best.pth")
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_of_another_trainer_is_refused(toy: Any, model: Path, tmp_path: Path) -> None:
+    stock = toy.trainer(nnUNetTrainer)
+    stock.initialize()
+    stock.save_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
+    with pytest.raises(DualCLError, match="written by nnUNetTrainer"):
+        export_stock_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from nnunet_dualcl.atomic import replacing, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_success_replaces_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old", encoding="utf-8")
+    with replacing(target) as partial:
+        partial.write_text("new", encoding="utf-8")
+        assert target.read_text(encoding="utf-8") == "old"
+        assert (partial.parent, partial.suffix) == (tmp_path, ".csv")
+    assert target.read_text(encoding="utf-8") == "new"
+    assert names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_leaves_the_old_file_and_no_partial_one(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old", encoding="utf-8")
+
+    def fail() -> None:
+        with replacing(target) as partial:
+            partial.write_text("half", encoding="utf-8")
+            raise error("in the middle")
+
+    with pytest.raises(error, match="in the middle"):
+        fail()
+    assert target.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_failure_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="before writing"), replacing(tmp_path / "table.csv"):
+        raise ValueError("before writing")
+    assert names(tmp_path) == []
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "table.csv", "old")
+    with pytest.raises(FileNotFoundError, match="partial"), replacing(tmp_path / "table.csv"):
+        pass
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8") == "old"
+
+
+def test_write_text_makes_folders_and_writes_utf8(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "note.txt"
+    write_text(target, "Größe 3 µm\n")
+    assert target.read_bytes() == "Größe 3 µm\n".encode()
