@@ -32,6 +32,6 @@ def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor, reliable: 
     check_class_maps(student_logits=student_logits, teacher_logits=teacher_logits)
     check_mask("reliable", reliable, voxel_shape(student_logits))
     with without_autocast(student_logits):
-        pseudo_labels = teacher_logits.detach().argmax(dim=1)
+        pseudo_labels = teacher_logits.detach().max(dim=1).indices  # argmax of a strided axis is slow on CPUs
         error = cross_entropy(full_precision(student_logits), pseudo_labels, reduction="none")
         return masked_mean(error, reliable)

@@ -150,7 +150,7 @@ class SemiSupervisedLoss(nn.Module):
         return reliable_mask(
             normalized_entropy(probs),
             unreliable_fraction=self.unreliable_fraction,
-            labels=probs.argmax(1) if per_class else None,
+            labels=probs.max(1).indices if per_class else None,
             num_classes=self.num_classes if per_class else None,
         )
 
@@ -162,7 +162,7 @@ class SemiSupervisedLoss(nn.Module):
         positions = draw_voxels(_first(output.logits_a), self.config.contrastive_samples)
         with torch.no_grad():
             logits = [at_voxels(_first(branch), positions).float() for branch in (output.logits_a, output.logits_b)]
-            predicted = [branch.argmax(1) for branch in logits]
+            predicted = [branch.max(1).indices for branch in logits]
             reliable = [self._reliable(branch) for branch in logits]
             truth_here = truth.flatten(1)[:, positions]
             winner = torch.where(a_wins, predicted[0], predicted[1])
