@@ -30,8 +30,8 @@ def circumstances() -> dict[str, Any]:
 
 
 def write(path: Path | None, result: dict[str, Any]) -> None:
-    """Print the result; write it too where a path is given."""
+    """Write the result where a path is given, and print it."""
     text = json.dumps({**result, "circumstances": circumstances()}, indent=2)
-    print(text)
     if path is not None:
         path.write_text(text + "\n", encoding="utf-8")
+    print(text)

@@ -1,9 +1,10 @@
 """Seconds per unlabeled case of ``dualcl preprocess`` against nnU-Net's own per labeled case, on the same images.
 
-    python benchmarks/preprocess_cost.py [--cases 24] [-np 2] [--rounds 3] [-o FILE]
+    python benchmarks/preprocess_cost.py [--cases 24] [-np 2] [--rounds 4] [--size 48 96 112] [-o FILE]
 
-Phantoms are written twice: as labeled cases and, without labels, as unlabeled ones. The two commands take turns. Both
-start worker processes, which costs the same once a call; ``--cases`` spreads it.
+Phantoms are written twice: as labeled cases and, without labels, as unlabeled ones. The two commands take turns, the
+first one changing from round to round. Both start worker processes, which costs the same once a call; ``--cases``
+spreads it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
 import tempfile
@@ -25,14 +27,15 @@ from _common import write
 DATASET_ID = 998
 
 
-def prepare(cases: int, processes: int) -> Path:
+def prepare(cases: int, processes: int, size_zyx: tuple[int, int, int]) -> Path:
     """Raw dataset and plans; returns the preprocessed dataset's folder."""
     from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
     raw = write_phantom_dataset(
-        Path(os.environ["nnUNet_raw"]), dataset_id=DATASET_ID, labeled=cases, validation=0, unlabeled=0, test=0
-    )
+        Path(os.environ["nnUNet_raw"]), dataset_id=DATASET_ID, labeled=cases, validation=0, unlabeled=0, test=0,
+        size_zyx=size_zyx,
+    )  # fmt: skip
     (raw / "imagesUnlabeled").mkdir(exist_ok=True)
     for image in (raw / "imagesTr").iterdir():
         shutil.copyfile(image, raw / "imagesUnlabeled" / f"u_{image.name}")
@@ -42,25 +45,42 @@ def prepare(cases: int, processes: int) -> Path:
 
 
 def measure(cases: int, processes: int, rounds: int) -> dict[str, Any]:
-    """Seconds per case of both, and their ratio within rounds."""
+    """Seconds per case of both, and their ratio within rounds; wall time, and processor time, which load spares."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
     from nnunet_dualcl.preprocessing import preprocess_dataset
 
-    rows = []
-    for _ in range(rounds):
-        started = time.perf_counter()
+    def stock() -> None:
         preprocess([DATASET_ID], "nnUNetPlans", ["3d_fullres"], [processes], show_progress_bar=False)
-        between = time.perf_counter()
+
+    def dualcl() -> None:
         report = preprocess_dataset(DATASET_ID, "3d_fullres", num_processes=processes, force=True, show_progress=False)
-        ended = time.perf_counter()
         assert len(report.done) == cases, report
-        rows.append({"stock": (between - started) / cases, "dualcl": (ended - between) / cases})
-    return {
-        "seconds_per_case": {name: statistics.median(row[name] for row in rows) for name in rows[0]},
-        "ratios": {"dualcl / stock": statistics.median(row["dualcl"] / row["stock"] for row in rows)},
-        "rounds": rows,
-    }
+
+    rows = []
+    for number in range(rounds):
+        turns = [("stock", stock), ("dualcl", dualcl)]
+        row = {}
+        for name, run in turns if number % 2 == 0 else turns[::-1]:
+            before = clocks()
+            run()
+            row[name] = [(after - start) / cases for start, after in zip(before, clocks(), strict=True)]
+        rows.append(row)
+    result: dict[str, Any] = {"seconds_per_case": {}, "ratios": {}}
+    for index, clock in enumerate(("wall", "processor")):
+        result["seconds_per_case"][clock] = {
+            name: statistics.median(row[name][index] for row in rows) for name in ("stock", "dualcl")
+        }
+        result["ratios"][f"dualcl / stock, {clock}"] = statistics.median(
+            row["dualcl"][index] / row["stock"][index] for row in rows
+        )
+    return {**result, "rounds": rows}
+
+
+def clocks() -> tuple[float, float]:
+    """Wall and processor seconds, the latter of this process and of the workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def main() -> None:
@@ -68,7 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("-np", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=3, default=[48, 96, 112], help="voxels of a scan (z, y, x)")
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +97,7 @@ def main() -> None:
             os.environ[variable] = str(Path(folder) / variable)
             Path(os.environ[variable]).mkdir()
         with contextlib.redirect_stdout(io.StringIO()):
-            prepare(arguments.cases, arguments.np)
+            prepare(arguments.cases, arguments.np, tuple(arguments.size))
             result = measure(arguments.cases, arguments.np, arguments.rounds)
     write(arguments.o, {**result, "setting": json.loads(json.dumps(vars(arguments), default=str))})
 
