@@ -43,14 +43,25 @@ class DualCLConfig:
     """Unlabeled patches a step; null means as many as labeled ones."""
 
     second_decoder: bool = True
-    """Train decoder B. Off, training is exactly stock nnU-Net's."""
+    """Train decoder B. Off, and without unlabeled terms, training is exactly stock nnU-Net's."""
     prediction: Literal["mean", "a"] = "mean"
     """What validation and prediction use: the mean of both decoders' logits, or decoder A alone."""
 
     pseudo_label_weight: float = 1.0
     """w_u, weight of the pseudo-label term L_u."""
-    pseudo_label_source: Literal["winner", "cross"] = "winner"
-    """Who teaches: the decoder with the lower supervised loss on this batch, or each the other."""
+    pseudo_label_source: Literal["teacher", "winner", "cross"] = "teacher"
+    """Who labels unlabeled patches: a moving average of the network (its decoders' mean labels both), the decoder
+    with the lower supervised loss on this batch (it labels the other), or each decoder the other."""
+    pseudo_label_loss: Literal["dice_ce", "ce"] = "dice_ce"
+    """Soft Dice and cross-entropy as in nnU-Net's own loss, or cross-entropy alone."""
+    teacher_decay: float = 0.99
+    """Share of its old weights that the teacher keeps at each step (Mean Teacher, arXiv 1703.01780)."""
+    teacher_view: Literal["weak", "same"] = "weak"
+    """The teacher sees unlabeled patches without intensity augmentation, or exactly as the decoders see them."""
+    mixing: Literal["copy_paste", "none"] = "copy_paste"
+    """Whether labeled and unlabeled patches exchange a cuboid (BCP, arXiv 2305.00673); needs the teacher."""
+    mixing_fraction: float = 0.67
+    """Edge length of that cuboid as a share of the patch's."""
     reliability: Literal["per_class", "global"] = "per_class"
     """One entropy quantile for each predicted class, or one for all voxels."""
     unreliable_fraction_start: float = 0.2
@@ -96,6 +107,8 @@ class DualCLConfig:
             "unreliable_fraction_end",
             "prototype_momentum",
             "rampup_fraction",
+            "teacher_decay",
+            "mixing_fraction",
         )
         for name, least in at_least.items():
             _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
@@ -109,6 +122,11 @@ class DualCLConfig:
             self.verification_confidence,
             "strictly between 0 and 1",
         )
+        if self.mixing != "none" and self.pseudo_label_source != "teacher":
+            raise DualCLError(
+                f"mixing: {self.mixing} pastes labels that exist before the step, so it needs pseudo_label_source: "
+                "teacher. Set mixing: none, or keep the teacher."
+            )
         if self.unlabeled_batch_size is not None:
             _require(
                 self.unlabeled_batch_size >= 1,
@@ -119,11 +137,15 @@ class DualCLConfig:
         if not self.second_decoder and self.prediction == "mean":
             # Decoder B is never trained then; averaging it in would spoil decoder A.
             object.__setattr__(self, "prediction", "a")
-        extra = self.pseudo_label_weight + self.verification_weight + self.contrastive_weight
-        if not self.second_decoder and extra > 0:
+        if not self.second_decoder and self.verification_weight + self.contrastive_weight > 0:
             raise DualCLError(
-                "second_decoder: false leaves no second predictor for the other terms. Set pseudo_label_weight, "
-                "verification_weight and contrastive_weight to 0 as well."
+                "second_decoder: false leaves no second predictor to verify or contrast with. Set verification_weight "
+                "and contrastive_weight to 0 as well."
+            )
+        if not self.second_decoder and self.pseudo_label_weight > 0 and self.pseudo_label_source != "teacher":
+            raise DualCLError(
+                "second_decoder: false leaves no second predictor that could label. Set pseudo_label_source: teacher, "
+                "or pseudo_label_weight: 0."
             )
 
     @property
@@ -134,6 +156,17 @@ class DualCLConfig:
             or self.contrastive_weight > 0
             or (self.verification_weight > 0 and self.verification_on != "labeled")
         )
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a moving average of the network labels the unlabeled patches."""
+        return self.uses_unlabeled and self.pseudo_label_source == "teacher"
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> DualCLConfig:
+        """The terms as the paper has them, on two decoders: no teacher, no mixing, one quantile for all voxels."""
+        form = {"pseudo_label_source": "winner", "pseudo_label_loss": "ce", "mixing": "none", "reliability": "global"}
+        return cls(**{**form, **overrides})
 
     @classmethod
     def supervised(cls, **overrides: Any) -> DualCLConfig:

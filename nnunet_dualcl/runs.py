@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.random_stream import seed_global_streams
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
 from nnunet_dualcl.training.environment import variable
 
@@ -31,6 +33,8 @@ def train(
 ) -> Path:
     """Train to the end, continuing from a checkpoint where there is one; nnU-Net's own trainers get our numbers.
 
+    The global random generators are seeded with ``config.seed``, for trainers that do not do so themselves.
+
     Args:
         dataset: full dataset name.
         plans: plans name.
@@ -43,8 +47,17 @@ def train(
 
     Returns:
         The model folder (with ``plans.json``).
+
+    Raises:
+        DualCLError: ``config_file`` exists and holds another configuration; what was trained with it would be taken
+            for this training's.
     """
+    if config_file.is_file() and DualCLConfig.from_yaml(config_file) != config:
+        raise DualCLError(
+            f"{config_file} belongs to trainings with another configuration. Choose another folder, or delete this one."
+        )
     config.write_yaml(config_file)
+    seed_global_streams(config.seed)
     with (
         variable(CONFIG_VARIABLE, str(config_file)),
         variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))),
@@ -60,19 +73,48 @@ def train(
     return Path(trainer.output_folder_base)
 
 
-def predict(model_folder: Path, images: Path, target: Path, *, fold: int = 0, device: str = "cpu") -> None:
-    """Predict a folder of images with nnU-Net's predictor in this process; cases already there are kept."""
+def predict(
+    model_folder: Path, images: Path, target: Path, *, folds: Sequence[int] = (0,), device: str = "cpu"
+) -> None:
+    """Predict a folder of images with nnU-Net's predictor in this process; cases already there are kept.
+
+    Several ``folds`` are averaged, as nnU-Net does it.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    _predictor(model_folder, folds, device).predict_from_files_sequential(str(images), str(target), overwrite=False)
+
+
+def predict_cases(
+    model_folder: Path,
+    cases: Mapping[str, Sequence[Path]],
+    target: Path,
+    file_ending: str,
+    *,
+    folds: Sequence[int] = (0,),
+    device: str = "cpu",
+) -> None:
+    """As :func:`predict`, for cases given by name with their image files, one a channel."""
+    target.mkdir(parents=True, exist_ok=True)
+    _predictor(model_folder, folds, device).predict_from_files_sequential(
+        [[str(path) for path in files] for files in cases.values()],
+        [str(target / f"{case}{file_ending}") for case in cases],
+        overwrite=False,
+    )
+
+
+def _predictor(model_folder: Path, folds: Sequence[int], device: str) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
-        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,))
-        predictor.predict_from_files_sequential(str(images), str(target), overwrite=False)
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds))
+    return predictor
 
 
 def dice_per_case(predictions: Path, references: Path, dataset_json: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     """Dice of each label for each predicted case, by nnU-Net's own evaluation (NaN where a label is in neither)."""
     ending = dataset_json["file_ending"]
     files = sorted(predictions.glob(f"*{ending}"))
+    if not files:
+        raise DualCLError(f"{predictions} holds no *{ending} to evaluate. Predict into it first.")
     reader = determine_reader_writer_from_dataset_json(dataset_json, str(references / files[0].name), verbose=False)()
     labels = sorted(value for value in dataset_json["labels"].values() if value != 0)
     return {

@@ -29,12 +29,15 @@ def small_plans(
         plans: plans that nnU-Net made; left untouched.
         name: name of the new plans.
         patch_size: voxels, slowest axis first; divisible by 2 once for each stage after the first.
-        features: channels of each stage; their number is the number of stages.
+        features: channels of each stage; their number is the number of stages, at least 3 (with fewer, nnU-Net's
+            deep supervision gives its only output no weight, and the loss is NaN).
         spacing_mm: target spacing, slowest axis first; None keeps nnU-Net's.
         batch_size: labeled patches a step.
         configuration: the one to shrink; the new plans hold no other.
     """
     stages, dimension = len(features), len(patch_size)
+    if stages < 3:
+        raise ValueError(f"{stages} stages are too few for nnU-Net's deep supervision; give at least 3 features")
     indivisible = [size for size in patch_size if size % 2 ** (stages - 1)]
     if indivisible:
         raise ValueError(

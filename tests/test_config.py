@@ -36,6 +36,7 @@ def test_yaml_round_trip_keeps_every_field(tmp_path: Path) -> None:
         seed=7,
         unlabeled_batch_size=5,
         pseudo_label_source="cross",
+        mixing="none",
         verification_on="labeled",
         contrastive_weight=0.0,
     )
@@ -89,7 +90,7 @@ IMPOSSIBLE = [
     ("initial_lr", float("nan"), "a finite number"),
     ("contrastive_weight", float("inf"), "a finite number"),
     ("prediction", "b", "one of mean, a"),
-    ("pseudo_label_source", "loser", "one of winner, cross"),
+    ("pseudo_label_source", "loser", "one of teacher, winner, cross"),
     ("reliability", "per-class", "one of per_class, global"),
     ("verification_on", "none", "one of both, labeled, unlabeled"),
     ("num_epochs", True, "a whole number"),
@@ -173,10 +174,28 @@ def test_supervised_and_stock_switch_every_other_term_off() -> None:
     assert DualCLConfig.supervised(contrastive_weight=0.3).contrastive_weight == 0.3
 
 
-@pytest.mark.parametrize("name", ["pseudo_label_weight", "verification_weight", "contrastive_weight"])
+@pytest.mark.parametrize("name", ["verification_weight", "contrastive_weight"])
 def test_one_decoder_with_a_term_for_two_is_refused(name: str) -> None:
     with pytest.raises(DualCLError, match=r"second_decoder: false leaves no second predictor.*verification_weight"):
         DualCLConfig.stock(**{name: 0.1})
+
+
+@pytest.mark.parametrize("source", ["winner", "cross"])
+def test_one_decoder_can_be_taught_by_a_moving_average_only(source: str) -> None:
+    assert DualCLConfig.stock(pseudo_label_weight=1).uses_teacher
+    with pytest.raises(DualCLError, match=r"second_decoder: false.*Set pseudo_label_source: teacher"):
+        DualCLConfig.stock(pseudo_label_weight=1, pseudo_label_source=source, mixing="none")
+
+
+def test_mixing_needs_the_teacher() -> None:
+    with pytest.raises(DualCLError, match=r"mixing: copy_paste .* needs pseudo_label_source: teacher"):
+        DualCLConfig(pseudo_label_source="cross")
+
+
+def test_the_papers_form_has_neither_teacher_nor_mixing() -> None:
+    paper = DualCLConfig.paper(seed=2)
+    assert (paper.pseudo_label_source, paper.mixing, paper.reliability) == ("winner", "none", "global")
+    assert (paper.uses_teacher, paper.uses_unlabeled, paper.seed) == (False, True, 2)
 
 
 def test_one_decoder_predicts_alone() -> None:

@@ -72,10 +72,10 @@ def test_the_network_is_built_and_runs(plans: dict[str, Any]) -> None:
 
 
 def test_a_2d_configuration(plans: dict[str, Any]) -> None:
-    small = shrink(plans, configuration="2d", patch_size=(16, 24), features=(4, 8))
+    small = shrink(plans, configuration="2d", patch_size=(16, 24), features=(4, 8, 12))
     arguments = small["configurations"]["2d"]["architecture"]["arch_kwargs"]
-    assert arguments["kernel_sizes"] == [[3, 3], [3, 3]]
-    assert arguments["strides"] == [[1, 1], [2, 2]]
+    assert arguments["kernel_sizes"] == [[3, 3]] * 3
+    assert arguments["strides"] == [[1, 1], [2, 2], [2, 2]]
 
 
 def test_an_inheriting_configuration_stands_alone(plans: dict[str, Any]) -> None:
@@ -95,3 +95,8 @@ def test_plans_are_written_beside_the_source(plans: dict[str, Any], tmp_path: Pa
     path = write_small_plans(tmp_path, "nnUNetPlans", "small", patch_size=(8, 16, 24), features=(4, 6, 8))
     assert path == tmp_path / "small.json"
     assert json.loads(path.read_text(encoding="utf-8")) == shrink(plans)
+
+
+def test_too_few_stages_for_deep_supervision_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 stages are too few for nnU-Net's deep supervision"):
+        small_plans({}, "tiny", patch_size=(8, 8, 8), features=(2, 4))

@@ -94,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to make")
     command.set_defaults(run=_export)
 
+    command = commands.add_parser("benchmark", help="run a protocol of trainings and report how they compare")
+    command.add_argument("protocol", type=Path, help="YAML file, such as those in benchmarks/protocols")
+    command.add_argument("-i", type=Path, metavar="DATASET", help="labeled dataset, nnU-Net's raw or the MSD's layout")
+    command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="everything is written here")
+    command.add_argument("-device", default="cuda", choices=("cuda", "cpu"))
+    command.add_argument("--arms", nargs="+", default=None, metavar="ARM", help="run these alone; the rest can follow")
+    command.add_argument("--report", action="store_true", help="write the report of what is finished, run nothing")
+    command.set_defaults(run=_benchmark)
+
     command = commands.add_parser("demo", help="a phantom dataset from generation to a table against stock nnU-Net")
     command.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER")
     command.add_argument("--epochs", type=int, default=None, help="epochs of each training (default: a few minutes)")
@@ -205,6 +214,37 @@ def _export(arguments: argparse.Namespace) -> int:
         f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ..."
     )
     return 0
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    try:
+        from nnunet_dualcl.benchmark.protocol import Protocol
+        from nnunet_dualcl.benchmark.report import write_report
+        from nnunet_dualcl.benchmark.run import run_benchmark
+    except ModuleNotFoundError as error:
+        raise DualCLError(f"{error}. Benchmarks need more packages: pip install 'nnunet-dualcl[benchmark]'") from None
+    failed: list[str] = []
+    if not arguments.report:
+        if arguments.i is None:
+            raise DualCLError("Name the dataset with -i, or give --report to report what is finished.")
+        failed = run_benchmark(
+            arguments.protocol, arguments.i, arguments.o, device=arguments.device, only=arguments.arms
+        )
+    protocol = Protocol.from_yaml(arguments.protocol)
+    raw = arguments.o / "nnUNet_raw" / protocol.dataset
+    report = write_report(
+        arguments.o,
+        images=raw / "imagesTs",
+        references=raw / "labelsTs",
+        baselines=protocol.baselines,
+        lower="stock",
+        upper="stock_all",
+        title=protocol.title,
+    )
+    print(f"Report: {report}")
+    for name in failed:
+        print(f"  failed: {name}: see {arguments.o / 'jobs' / name / 'log.txt'}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

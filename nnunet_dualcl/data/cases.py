@@ -102,15 +102,18 @@ def unlabeled_case_images(
         )
     cases = {**{case: training[case] for case in listed if case in training}, **own_folder}
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    expected = [f"_{channel:04d}{dataset_json['file_ending']}" for channel in range(len(channels))]
     wrong = [
-        f"{case} ({len(files)} in {files[0].parent})"
+        f"{case} ({', '.join(path.name for path in files)} in {files[0].parent})"
         for case, files in sorted(cases.items())
-        if len(files) != len(channels)
+        # names of the author's own (listed under 'dataset' in dataset.json) say nothing about the channel
+        if len(files) != len(expected) or (case in own_folder and [p.name[len(case) :] for p in files] != expected)
     ]
     if wrong:
         raise DualCLError(
-            f"Unlabeled cases with a wrong number of image files: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''}. "
-            f"dataset.json names {len(channels)} channel(s): {', '.join(str(name) for name in channels.values())}. "
+            f"Unlabeled cases with other than one image file a channel: {'; '.join(wrong[:5])}"
+            f"{' ...' if wrong[5:] else ''}. dataset.json names {len(channels)} channel(s): "
+            f"{', '.join(str(name) for name in channels.values())}; expected files end in {', '.join(expected)}. "
             "Add the missing channels or take the cases out."
         )
     return dict(sorted(cases.items()))

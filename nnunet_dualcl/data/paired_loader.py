@@ -10,13 +10,17 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_dualcl.data.random_stream import RandomStream
+from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 
 
 def build_unlabeled_loader(
-    labeled: nnUNetDataLoader, cases: UnlabeledDataset, batch_size: int, label_manager: Any
+    labeled: nnUNetDataLoader, cases: UnlabeledDataset, batch_size: int, label_manager: Any, *, two_views: bool
 ) -> Any:
-    """nnU-Net's loader over unlabeled cases: patch size and augmentation of ``labeled``, uniform placement."""
+    """nnU-Net's loader over unlabeled cases: patch size and augmentation of ``labeled``, uniform placement.
+
+    With ``two_views`` its images have twice the channels, see :class:`TwoViews`.
+    """
     dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
     loader = nnUNetDataLoader(
         cases,
@@ -25,7 +29,7 @@ def build_unlabeled_loader(
         labeled.final_patch_size[dimensions],
         label_manager,
         oversample_foreground_percent=0.0,
-        transforms=labeled.transforms,
+        transforms=TwoViews(labeled.transforms) if two_views else labeled.transforms,
     )
     loader.has_ignore = False  # with an ignore label nnU-Net would look for annotated voxels; here are none
     return loader
@@ -34,6 +38,7 @@ def build_unlabeled_loader(
 class PairedLoader:
     """Endless batches: stock's ``data``, ``target``, ``keys``, and ``unlabeled_data``, ``unlabeled_keys``.
 
+    Where the unlabeled loader makes two views, ``unlabeled_data`` is the strong and ``unlabeled_weak`` the weak one.
     One object makes both halves, so any augmenter spreads its workers over them in exactly the right proportion.
     """
 
@@ -49,7 +54,11 @@ class PairedLoader:
         with self._unlabeled_stream.active():
             unlabeled = next(self.unlabeled)
         batch: dict[str, Any] = next(self.labeled)
-        batch["unlabeled_data"] = unlabeled["data"]
+        channels = batch["data"].shape[1]
+        if unlabeled["data"].shape[1] == channels:
+            batch["unlabeled_data"] = unlabeled["data"]
+        else:
+            batch["unlabeled_weak"], batch["unlabeled_data"] = unlabeled["data"].split(channels, dim=1)
         batch["unlabeled_keys"] = unlabeled["keys"]
         return batch
 

@@ -19,13 +19,14 @@ classes ``(0, z)``, whose softmax is its sigmoid.
 from nnunet_dualcl.losses.contrastive import reliability_contrastive_loss
 from nnunet_dualcl.losses.entropy import normalized_entropy
 from nnunet_dualcl.losses.prototypes import class_prototypes
-from nnunet_dualcl.losses.pseudo_label import pseudo_label_loss
+from nnunet_dualcl.losses.pseudo_label import class_label_loss, pseudo_label_loss
 from nnunet_dualcl.losses.rampup import sigmoid_rampup
 from nnunet_dualcl.losses.reliability import reliable_mask
 from nnunet_dualcl.losses.verification import assertion_disagreement, mutual_verification_loss
 
 __all__ = [
     "assertion_disagreement",
+    "class_label_loss",
     "class_prototypes",
     "mutual_verification_loss",
     "normalized_entropy",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nnunet_dualcl.losses._checks import check_class_maps, check_mask, voxel_shape
-from nnunet_dualcl.losses._numerics import full_precision, masked_mean, without_autocast
+from nnunet_dualcl.losses._checks import check_class_maps, check_labels, check_mask, voxel_shape
+from nnunet_dualcl.losses._numerics import full_precision, is_class, masked_mean, without_autocast
 
 
 def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor, reliable: Tensor) -> Tensor:
@@ -30,8 +31,31 @@ def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor, reliable: 
     Source: pseudo-labels of DualCL (arXiv 2311.12617) with the filter of U2PL (CVPR 2022).
     """
     check_class_maps(student_logits=student_logits, teacher_logits=teacher_logits)
+    pseudo_labels = teacher_logits.detach().max(dim=1).indices  # argmax of a strided axis is slow on CPUs
+    return class_label_loss(student_logits, pseudo_labels, reliable)
+
+
+def class_label_loss(student_logits: Tensor, labels: Tensor, reliable: Tensor) -> Tensor:
+    r"""Cross-entropy against given classes, mean over the reliable voxels R: L_u for labels that are there already.
+
+    Args:
+        student_logits: logits (B, C, *), C >= 2, not probabilities. Gradient flows here.
+        labels: integer (B, *). Voxels outside 0..C-1 do not count.
+        reliable: bool (B, *), the set R.
+
+    Returns:
+        Scalar, float32 (float64 for float64). Without a voxel that counts exactly 0, with a graph and zero
+        gradients.
+
+    Raises:
+        ValueError: shapes or dtypes differ from the above.
+
+    Source: as :func:`pseudo_label_loss`.
+    """
+    check_class_maps(student_logits=student_logits)
+    check_labels("labels", labels, voxel_shape(student_logits))
     check_mask("reliable", reliable, voxel_shape(student_logits))
     with without_autocast(student_logits):
-        pseudo_labels = teacher_logits.detach().max(dim=1).indices  # argmax of a strided axis is slow on CPUs
-        error = cross_entropy(full_precision(student_logits), pseudo_labels, reduction="none")
-        return masked_mean(error, reliable)
+        named = is_class(labels, student_logits.shape[1])
+        error = cross_entropy(full_precision(student_logits), torch.where(named, labels, 0).long(), reduction="none")
+        return masked_mean(error, reliable & named)

@@ -259,7 +259,10 @@ def _preprocess_case(job: _Job, case: str, files: list[Path]) -> None:
     for path in files:
         _check_nifti_voxels(path)
     # run_case_save reads, processes and saves; the check sits between reading and processing
-    preprocessor.run_case_npy = partial(_checked_run, preprocessor.run_case_npy, len(configuration.patch_size))
+    channels = len(job.dataset_json.get("channel_names", job.dataset_json.get("modality", {})))
+    preprocessor.run_case_npy = partial(
+        _checked_run, preprocessor.run_case_npy, channels, len(configuration.patch_size)
+    )
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=f".{case}.partial-") as partial_folder:
         preprocessor.run_case_save(
             os.path.join(partial_folder, case),
@@ -289,8 +292,13 @@ def _check_finite(voxels: np.ndarray) -> None:
         raise ValueError(f"{finite.size - finite.sum()} voxels are NaN or infinite; mend the image or take it out")
 
 
-def _checked_run(run_case_npy: Any, patch_dimension: int, data: np.ndarray, *rest: Any) -> Any:
+def _checked_run(run_case_npy: Any, channels: int, patch_dimension: int, data: np.ndarray, *rest: Any) -> Any:
     """nnU-Net's ``run_case_npy`` behind a look at the image (channels, z, y, x)."""
+    if data.shape[0] != channels:
+        raise ValueError(
+            f"{data.shape[0]} channels in these files, dataset.json names {channels}; split 4D images into one file "
+            "a channel"
+        )
     if patch_dimension == 3 and 1 in data.shape[1:]:
         raise ValueError(
             f"a single slice (shape {data.shape[1:]}) among 3D images; take it out or use a 2d configuration"

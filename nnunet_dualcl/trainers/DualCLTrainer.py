@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ from nnunet_dualcl.networks import DualDecoderUNet
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.preflight import check_labels, check_split
+from nnunet_dualcl.training.teacher import MovingAverageTeacher
+
+_JUDGE_EVERY = 10
+"""Steps between two looks of the teacher at labeled patches, for the accuracy in the log."""
 
 _NNUNET_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr")
 
@@ -84,6 +90,7 @@ class DualCLTrainer(nnUNetTrainer):
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
         network.decoder_b.requires_grad_(self.config.second_decoder)
+        self.teacher = MovingAverageTeacher(network, self.config.teacher_decay) if self.config.uses_teacher else None
 
     @property
     def dual_network(self) -> DualDecoderUNet:
@@ -117,7 +124,9 @@ class DualCLTrainer(nnUNetTrainer):
         if self.config.uses_unlabeled:
             cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
             batch_size = self.config.unlabeled_batch_size or self.batch_size
-            loader = PairedLoader(loader, build_unlabeled_loader(loader, cases, batch_size, self.label_manager))
+            two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
+            unlabeled = build_unlabeled_loader(loader, cases, batch_size, self.label_manager, two_views=two_views)
+            loader = PairedLoader(loader, unlabeled)
         workers = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = augment(
@@ -174,18 +183,48 @@ class DualCLTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step on the labeled and the unlabeled patches together."""
+        step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+        self.loss.step = step
         keys = list(batch["keys"])
         if self.config.uses_unlabeled:
             keys += list(batch["unlabeled_keys"])
-            halves = [batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data")]
-            batch = {**batch, "data": torch.cat(halves)}
-        self.loss.step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+            labeled, unlabeled = (batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data"))
+            if self.teacher is not None:
+                weak = batch.get("unlabeled_weak")
+                weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
+                unlabeled = self._taught(labeled, batch["target"], weak, unlabeled)
+            batch = {**batch, "data": torch.cat((labeled, unlabeled))}
         result: dict[str, Any] = super().train_step(batch)
+        if self.teacher is not None:
+            self.teacher.update(self.dual_network, step)
         self._iteration += 1
         self._stop_if_not_finite(result["loss"], batch["data"], keys)
-        if self.config.second_decoder:
+        if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
         return result
+
+    def _taught(self, labeled: torch.Tensor, target: Any, weak: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
+        """The unlabeled half as the decoders see it; its labels go to the loss."""
+        assert self.teacher is not None
+        judge = self._iteration % _JUDGE_EVERY == 0
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            logits = self.teacher.logits(torch.cat((labeled, weak)) if judge else weak)
+        count = labeled.shape[0] if judge else 0
+        self.loss.judged = self.loss.pseudo_labels(logits[:count]) if judge else None
+        taught = self.loss.pseudo_labels(logits[count:])
+        if self.config.mixing == "copy_paste":
+            truth = target[0] if isinstance(target, list) else target
+            strong, taught = copy_paste(
+                strong,
+                taught,
+                labeled,
+                truth[:, 0].to(self.device, non_blocking=True),
+                num_classes=self.label_manager.num_segmentation_heads,
+                fraction=self.config.mixing_fraction,
+                generator=np.random.default_rng([self.config.seed, self.local_rank, self.loss.step]),
+            )
+        self.loss.taught = taught
+        return strong
 
     def _stop_if_not_finite(self, loss: np.ndarray, data: torch.Tensor, keys: list[str]) -> None:
         if np.isfinite(loss):
@@ -201,10 +240,10 @@ class DualCLTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's, then the terms of this epoch to table, picture and W&B."""
         super().on_train_epoch_end(train_outputs)
-        if not self.config.second_decoder or self.local_rank != 0:
+        if self.loss.last_values is None or self.local_rank != 0:
             return
         outputs = collate_outputs(train_outputs)
-        values = dict(zip(TERMS + OBSERVATIONS, outputs["terms"].mean(0), strict=True))
+        values = dict(zip(TERMS + OBSERVATIONS, np.nanmean(outputs["terms"], 0), strict=True))
         row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, self.loss.weights)
         self.term_log.write(Path(self.output_folder))
         for logger in self.logger.loggers:
@@ -227,6 +266,7 @@ class DualCLTrainer(nnUNetTrainer):
                 "config": self.config.to_mapping(),
                 "objective": {name: getattr(self.loss, name).cpu() for name in ("prototypes", "present")},
                 "term_log": self.term_log.rows,
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
             }
             torch.save(checkpoint, partial)
 
@@ -247,4 +287,6 @@ class DualCLTrainer(nnUNetTrainer):
         self._apply(stored)
         super().load_checkpoint(filename_or_checkpoint)
         self.loss.load_state(own["objective"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])

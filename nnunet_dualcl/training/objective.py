@@ -5,24 +5,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import nn
 from torch.nn import functional
 
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.losses import (
     assertion_disagreement,
+    class_label_loss,
     class_prototypes,
     mutual_verification_loss,
-    normalized_entropy,
-    pseudo_label_loss,
     reliability_contrastive_loss,
-    reliable_mask,
     sigmoid_rampup,
 )
 from nnunet_dualcl.networks import DualOutput
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 from nnunet_dualcl.training.sampling import at_voxels, draw_voxels
 
 TERMS = ("supervised_a", "supervised_b", "verification", "pseudo_label", "contrastive")
@@ -35,16 +36,29 @@ OBSERVATIONS = (
     "pseudo_label_accuracy_foreground",
     "winner_is_a",
 )
-"""Seen at the sampled voxels, not part of the total. The accuracies compare the winner's labels at its reliable
-voxels of the *labeled* half with the truth there; foreground: voxels where truth or label is not background."""
+"""Seen at the sampled voxels, not part of the total. The accuracies compare the labels of whoever teaches (the
+teacher, or the winner) at its reliable voxels of the *labeled* half with the truth there; foreground: voxels where
+truth or label is not background. NaN at a step in which the teacher was not asked."""
+
+
+class _Sample(NamedTuple):
+    """N voxels of each patch: logits and labels of each decoder, labels given to the unlabeled half, truth."""
+
+    positions: torch.Tensor
+    logits: list[torch.Tensor]
+    predicted: list[PseudoLabels]
+    given: PseudoLabels
+    judged: PseudoLabels | None
+    truth: torch.Tensor
+    trusted: torch.Tensor
 
 
 class SemiSupervisedLoss(nn.Module):
     """Stands where nnU-Net keeps its loss; called by nnU-Net's own training and validation steps.
 
-    A :class:`DualOutput` (training mode) holds the labeled half first; ``target`` is as long as that half. Any other
-    output (validation) gets nnU-Net's loss unchanged. After each training call :attr:`last_values` holds one detached
-    number for each name in ``TERMS + OBSERVATIONS``.
+    An output of both halves (training) holds the labeled one first; ``target`` is as long as that half. An output of
+    decoder A as long as the target (validation, stock training) gets nnU-Net's loss unchanged. After each other call
+    :attr:`last_values` holds one detached number for each name in ``TERMS + OBSERVATIONS``.
     """
 
     prototypes: torch.Tensor
@@ -65,7 +79,12 @@ class SemiSupervisedLoss(nn.Module):
         self.num_classes = num_classes
         self.total_steps = total_steps
         self.step = 0
+        self.taught: PseudoLabels | None = None
+        """The teacher's labels of the unlabeled half, set before a step; None where the decoders teach."""
+        self.judged: PseudoLabels | None = None
+        """The teacher's labels of the labeled half, where they are to be compared with the truth."""
         self.last_values: torch.Tensor | None = None
+        self.dice = MemoryEfficientSoftDiceLoss(softmax_helper_dim1, do_bg=False, smooth=1e-5, ddp=False)
         # one set of prototypes a decoder (2, C, D); D is known from the first features
         self.register_buffer("prototypes", torch.zeros(2, num_classes, 0))
         self.register_buffer("present", torch.zeros(2, num_classes, dtype=torch.bool))
@@ -91,27 +110,27 @@ class SemiSupervisedLoss(nn.Module):
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
         """Total of a training step, or nnU-Net's loss in validation; a scalar."""
-        if not isinstance(output, DualOutput):
+        num_labeled = _first(target).shape[0]
+        dual = isinstance(output, DualOutput)
+        branches = [output.logits_a, output.logits_b] if dual else [output]
+        if not dual and _first(output).shape[0] == num_labeled:
             loss: torch.Tensor = self.supervised(output, target)
             return loss
-        num_labeled = _first(target).shape[0]
-        terms = {
-            "supervised_a": self.supervised(_head(output.logits_a, num_labeled), target),
-            "supervised_b": self.supervised(_head(output.logits_b, num_labeled), target),
-        }
-        logits_a, logits_b = _first(output.logits_a), _first(output.logits_b)
+        supervised = [self.supervised(_head(branch, num_labeled), target) for branch in branches]
+        terms = dict(zip(("supervised_a", "supervised_b"), supervised, strict=False))
+        logits = [_first(branch) for branch in branches]
         truth = _first(target)[:, 0].long()
-        a_wins = terms["supervised_a"].detach() <= terms["supervised_b"].detach()
+        a_wins = supervised[0].detach() <= supervised[-1].detach()
         weights = self.weights
         if weights["verification"] > 0:
-            terms["verification"] = self._verification(logits_a, logits_b, truth)
+            terms["verification"] = self._verification(logits[0], logits[1], truth)
         if weights["pseudo_label"] > 0:
-            terms["pseudo_label"] = self._pseudo_labels(logits_a[num_labeled:], logits_b[num_labeled:], a_wins)
-        contrastive, observations = self._at_sampled_voxels(output, truth, a_wins)
+            terms["pseudo_label"] = self._pseudo_labels([branch[num_labeled:] for branch in logits], a_wins)
+        sample = self._sample(logits, truth, a_wins)
         if weights["contrastive"] > 0:
-            terms["contrastive"] = contrastive
+            terms["contrastive"] = self._contrast([output.features_a, output.features_b], sample)
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        values = {**{name: term.detach() for name, term in terms.items()}, **observations}
+        values = {**{name: term.detach() for name, term in terms.items()}, **self._observations(sample, a_wins)}
         nothing = total.new_zeros(())
         self.last_values = torch.stack([values.get(name, nothing).float() for name in TERMS + OBSERVATIONS])
         return total
@@ -132,61 +151,70 @@ class SemiSupervisedLoss(nn.Module):
             )
         return torch.stack(halves).sum()
 
-    def _pseudo_labels(self, logits_a: torch.Tensor, logits_b: torch.Tensor, a_wins: torch.Tensor) -> torch.Tensor:
-        if self.config.pseudo_label_source == "cross":
-            return self._taught(logits_a, by=logits_b) + self._taught(logits_b, by=logits_a)
-        winner = torch.where(a_wins, logits_a, logits_b)
-        loser = torch.where(a_wins, logits_b, logits_a)
-        return self._taught(loser, by=winner)
-
-    def _taught(self, student: torch.Tensor, *, by: torch.Tensor) -> torch.Tensor:
-        teacher = by.detach()
-        return pseudo_label_loss(student, teacher, self._reliable(teacher))
-
-    @torch.no_grad()
-    def _reliable(self, logits: torch.Tensor) -> torch.Tensor:
-        probs = torch.softmax(logits.float(), 1)
-        per_class = self.config.reliability == "per_class"
-        return reliable_mask(
-            normalized_entropy(probs),
+    def pseudo_labels(self, logits: torch.Tensor) -> PseudoLabels:
+        """Labels of (B, C, *) logits and where they are reliable at the current step."""
+        return pseudo_labels_of(
+            logits,
             unreliable_fraction=self.unreliable_fraction,
-            labels=probs.max(1).indices if per_class else None,
-            num_classes=self.num_classes if per_class else None,
+            per_class=self.config.reliability == "per_class",
         )
 
-    def _at_sampled_voxels(
-        self, output: DualOutput, truth: torch.Tensor, a_wins: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """L_c and the observations, both at a sample: a few thousand voxels say what millions would."""
+    def _pseudo_labels(self, logits: list[torch.Tensor], a_wins: torch.Tensor) -> torch.Tensor:
+        if self.taught is not None:
+            return torch.stack([self._toward(student, self.taught) for student in logits]).sum()
+        logits_a, logits_b = logits
+        if self.config.pseudo_label_source == "cross":
+            from_a, from_b = self.pseudo_labels(logits_a), self.pseudo_labels(logits_b)
+            return self._toward(logits_a, from_b) + self._toward(logits_b, from_a)
+        winner = torch.where(a_wins, logits_a, logits_b)
+        loser = torch.where(a_wins, logits_b, logits_a)
+        return self._toward(loser, self.pseudo_labels(winner))
+
+    def _toward(self, student: torch.Tensor, taught: PseudoLabels) -> torch.Tensor:
+        loss = class_label_loss(student, taught.labels, taught.reliable)
+        if self.config.pseudo_label_loss == "ce":
+            return loss
+        known = taught.reliable & (taught.labels >= 0) & (taught.labels < self.num_classes)
+        labels = torch.where(known, taught.labels, 0)
+        dice: torch.Tensor = self.dice(student.float(), labels.unsqueeze(1), loss_mask=known.unsqueeze(1).float())
+        return loss + 1 + dice  # nnU-Net's Dice loss is minus the Dice
+
+    @torch.no_grad()
+    def _sample(self, logits: list[torch.Tensor], truth: torch.Tensor, a_wins: torch.Tensor) -> _Sample:
+        """What L_c and the observations look at: a few thousand voxels say what millions would."""
         num_labeled = truth.shape[0]
-        positions = draw_voxels(_first(output.logits_a), self.config.contrastive_samples)
-        with torch.no_grad():
-            logits = [at_voxels(_first(branch), positions).float() for branch in (output.logits_a, output.logits_b)]
-            predicted = [branch.max(1).indices for branch in logits]
-            reliable = [self._reliable(branch) for branch in logits]
-            truth_here = truth.flatten(1)[:, positions]
-            winner = torch.where(a_wins, predicted[0], predicted[1])
-            labels = torch.cat((truth_here, winner[num_labeled:]))
-            trusted = predicted[0] == predicted[1]
-            trusted[:num_labeled] = True
-            observations = self._observations(logits, reliable, winner, truth_here, a_wins)
-        if self.weights["contrastive"] == 0:
-            return observations["winner_is_a"].new_zeros(()), observations
+        positions = draw_voxels(logits[0], self.config.contrastive_samples)
+        seen = [at_voxels(branch, positions).float() for branch in logits]
+        predicted = [self.pseudo_labels(branch) for branch in seen]
+        a, b = predicted[0], predicted[-1]
+        winner = PseudoLabels(*(torch.where(a_wins, *pair) for pair in zip(a, b, strict=True)))
+        given = PseudoLabels(*(part[num_labeled:] for part in winner))
+        judged: PseudoLabels | None = PseudoLabels(*(part[:num_labeled] for part in winner))
+        if self.taught is not None:
+            given = _sampled(self.taught, positions)
+            judged = None if self.judged is None else _sampled(self.judged, positions)
+        truth_here = truth.flatten(1)[:, positions]
+        trusted = a.labels == b.labels
+        trusted[:num_labeled] = True
+        return _Sample(positions, seen, predicted, given, judged, truth_here, trusted)
+
+    def _contrast(self, features: list[torch.Tensor], sample: _Sample) -> torch.Tensor:
+        labels = torch.cat((sample.truth, sample.given.labels))
         losses = []
-        for index, features in enumerate((output.features_a, output.features_b)):
-            embeddings = at_voxels(features, positions)
-            self._update_prototypes(index, embeddings, labels, reliable[index] & trusted)
+        for index, (branch, predicted) in enumerate(zip(features, sample.predicted, strict=True)):
+            embeddings = at_voxels(branch, sample.positions)
+            self._update_prototypes(index, embeddings, labels, predicted.reliable & sample.trusted)
             losses.append(
                 reliability_contrastive_loss(
                     embeddings,
                     labels,
-                    ~reliable[index],
+                    ~predicted.reliable,
                     self.prototypes[index],
                     self.present[index],
                     temperature=self.config.contrastive_temperature,
                 )
             )
-        return torch.stack(losses).mean(), observations
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _update_prototypes(
@@ -206,29 +234,29 @@ class SemiSupervisedLoss(nn.Module):
         seen_pair = (seen | present, self.present[other]) if index == 0 else (self.present[other], seen | present)
         self.prototypes, self.present = torch.stack(pair), torch.stack(seen_pair)
 
-    def _observations(
-        self,
-        logits: list[torch.Tensor],
-        reliable: list[torch.Tensor],
-        winner: torch.Tensor,
-        truth: torch.Tensor,
-        a_wins: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        num_labeled = truth.shape[0]
-        unlabeled = slice(num_labeled, None) if logits[0].shape[0] > num_labeled else slice(None)
+    @torch.no_grad()
+    def _observations(self, sample: _Sample, a_wins: torch.Tensor) -> dict[str, torch.Tensor]:
+        num_labeled = sample.truth.shape[0]
+        unlabeled = slice(num_labeled, None) if sample.trusted.shape[0] > num_labeled else slice(None)
         disagreement = assertion_disagreement(
-            logits[0][unlabeled], logits[1][unlabeled], confidence=self.config.verification_confidence
+            sample.logits[0][unlabeled], sample.logits[-1][unlabeled], confidence=self.config.verification_confidence
         )
-        winner_reliable = torch.where(a_wins, reliable[0], reliable[1])
-        label = winner[:num_labeled]
-        judged = winner_reliable[:num_labeled] & (truth >= 0) & (truth < self.num_classes)
+        reliable = sample.given.reliable if sample.given.reliable.numel() else sample.predicted[0].reliable
         return {
-            "reliable_share": winner_reliable[unlabeled].float().mean(),
+            "reliable_share": reliable.float().mean(),
             "disagreement_share": disagreement.float().mean(),
-            "pseudo_label_accuracy": _share(label == truth, judged),
-            "pseudo_label_accuracy_foreground": _share(label == truth, judged & ((truth > 0) | (label > 0))),
             "winner_is_a": a_wins.float(),
+            **self._accuracies(sample.judged, sample.truth),
         }
+
+    def _accuracies(self, judged: PseudoLabels | None, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        names = ("pseudo_label_accuracy", "pseudo_label_accuracy_foreground")
+        if judged is None:
+            return {name: torch.full((), torch.nan, device=truth.device) for name in names}
+        among = judged.reliable & (truth >= 0) & (truth < self.num_classes)
+        right = judged.labels == truth
+        foreground = among & ((truth > 0) | (judged.labels > 0))
+        return dict(zip(names, (_share(right, among), _share(right, foreground)), strict=True))
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restore prototypes saved by ``state_dict``; their width follows the saved ones."""
@@ -243,6 +271,10 @@ def _first(levels: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
 
 def _head(levels: list[torch.Tensor] | torch.Tensor, count: int) -> list[torch.Tensor] | torch.Tensor:
     return [level[:count] for level in levels] if isinstance(levels, list | tuple) else levels[:count]
+
+
+def _sampled(labels: PseudoLabels, positions: torch.Tensor) -> PseudoLabels:
+    return PseudoLabels(*(part.flatten(1)[:, positions] for part in labels))
 
 
 def _share(of: torch.Tensor, among: torch.Tensor) -> torch.Tensor:

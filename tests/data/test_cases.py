@@ -145,10 +145,16 @@ def test_a_wrong_number_of_channels_names_all_cases(raw: Path) -> None:
     (raw / "imagesTr" / "c_0001.nii.gz").unlink()
     touch(raw / "imagesUnlabeled", ["y_0002.nii.gz"])
     with pytest.raises(
-        DualCLError, match=r"image files: c \(1 in .*imagesTr\), y \(3 in .*imagesUnlabeled\)\."
+        DualCLError, match=r"a channel: c \(c_0000\.nii\.gz in .*imagesTr\); y \(.*y_0002\.nii\.gz in .*Unlabeled\)\."
     ) as error:
         unlabeled_case_images(raw, TWO_CHANNELS, ["b", "c"])
-    assert "names 2 channel(s): T1, T2." in str(error.value)
+    assert "names 2 channel(s): T1, T2; expected files end in _0000.nii.gz, _0001.nii.gz." in str(error.value)
+
+
+def test_a_wrong_channel_number_is_not_taken_for_another(raw: Path) -> None:
+    (raw / "imagesUnlabeled" / "x_0001.nii.gz").rename(raw / "imagesUnlabeled" / "x_0002.nii.gz")
+    with pytest.raises(DualCLError, match=r"a channel: x \(x_0000\.nii\.gz, x_0002\.nii\.gz in "):
+        unlabeled_case_images(raw, TWO_CHANNELS, [])
 
 
 def test_the_old_name_of_channel_names_is_understood(raw: Path) -> None:

@@ -54,6 +54,10 @@ def pseudo_label(data: Data) -> Tensor:
     return losses.pseudo_label_loss(data.a, data.b, data.mask)
 
 
+def class_label(data: Data) -> Tensor:
+    return losses.class_label_loss(data.a, data.labels, data.mask)
+
+
 def verification_labeled(data: Data) -> Tensor:
     return losses.mutual_verification_loss(data.a, data.b, confidence=0.6, target=data.labels)
 
@@ -90,7 +94,7 @@ def reliable_per_class(data: Data) -> Tensor:
     )
 
 
-LOSSES = [pseudo_label, verification_labeled, verification_unlabeled, contrastive]
+LOSSES = [pseudo_label, class_label, verification_labeled, verification_unlabeled, contrastive]
 REAL = [*LOSSES, entropy, prototypes]
 MASKS = [disagreement, reliable, reliable_per_class]
 
@@ -158,6 +162,8 @@ def test_float64_stays_float64(term):
     ("term", "change"),
     [
         (pseudo_label, {"mask": NOTHING}),
+        (class_label, {"mask": NOTHING}),
+        (class_label, {"labels": torch.full(VOXELS, NUM_CLASSES)}),
         (verification_labeled, {"labels": torch.full(VOXELS, -1)}),
         (verification_labeled, {"a": torch.zeros(2, 3, 5, 6, 7), "b": torch.zeros(2, 3, 5, 6, 7)}),
         (verification_unlabeled, {"a": torch.zeros(2, 3, 5, 6, 7), "b": torch.zeros(2, 3, 5, 6, 7)}),

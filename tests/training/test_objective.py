@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 from torch.nn import functional
 
@@ -12,6 +14,7 @@ from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
 CLASSES, WIDTH, SHAPE = 3, 5, (4, 5, 6)
 LABELED, UNLABELED = slice(0, 2), slice(2, 5)
@@ -42,7 +45,10 @@ def leaves(seed: int = 0) -> tuple[DualOutput, list[torch.Tensor]]:
 
 
 def objective(**values: Any) -> SemiSupervisedLoss:
-    config = DualCLConfig.supervised(**{"rampup_fraction": 0.0, "contrastive_samples": 200, **values})
+    weights = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
+    config = DualCLConfig.paper(
+        **{**weights, "reliability": "per_class", "rampup_fraction": 0.0, "contrastive_samples": 200, **values}
+    )
     return SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
 
 
@@ -214,7 +220,8 @@ def test_prototypes_move_slowly_and_survive_a_state_dict() -> None:
     assert torch.equal(twin.present, loss.present)
 
 
-def test_no_tensor_is_read_back_from_the_device() -> None:
+@pytest.mark.parametrize("teacher", [False, True])
+def test_no_tensor_is_read_back_from_the_device(teacher: bool) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class NoReadBack(TorchDispatchMode):
@@ -225,13 +232,216 @@ def test_no_tensor_is_read_back_from_the_device() -> None:
             return func(*args, **(kwargs or {}))
 
     output, target = leaves()
-    loss = objective(verification_weight=1.0, pseudo_label_weight=1.0, contrastive_weight=1.0)
+    weights = {"verification_weight": 1.0, "pseudo_label_weight": 1.0, "contrastive_weight": 1.0}
+    loss = taught_objective(**weights, pseudo_label_loss="dice_ce") if teacher else objective(**weights)
     with NoReadBack():
         loss(output, target).backward()
     assert strength(output.logits_b[0].grad) > 0
 
 
 def test_weights_of_variants_by_replace() -> None:
-    config = replace(DualCLConfig(), verification_weight=2.0)
+    config = replace(DualCLConfig.paper(), verification_weight=2.0)
     loss = SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
     assert loss.weights["verification"] == 2.0
+
+
+# ---- a teacher labels the unlabeled half
+
+
+def labels_for(patches: int, seed: int = 3) -> PseudoLabels:
+    """A teacher's labels; the last one, C, is pasted from ignored voxels and no class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES + 1, (patches, *SHAPE), generator=generator)
+    return PseudoLabels(labels, torch.rand(patches, *SHAPE, generator=generator) < 0.7)
+
+
+def counting(taught: PseudoLabels) -> torch.Tensor:
+    return taught.reliable & (taught.labels < CLASSES)
+
+
+def taught_objective(**values: Any) -> SemiSupervisedLoss:
+    loss = objective(pseudo_label_source="teacher", **values)
+    loss.taught = labels_for(3)
+    return loss
+
+
+def seen_by(loss: SemiSupervisedLoss) -> dict[str, float]:
+    assert loss.last_values is not None
+    return dict(zip(TERMS + OBSERVATIONS, loss.last_values.tolist(), strict=True))
+
+
+def nnunets_own(logits: torch.Tensor, taught: PseudoLabels) -> torch.Tensor:
+    """nnU-Net's loss of its datasets with an ignore label, which here marks what is not reliable."""
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DC_and_CE_loss(dice, {}, ignore_label=CLASSES, dice_class=MemoryEfficientSoftDiceLoss)
+    target = torch.where(counting(taught), taught.labels, CLASSES)
+    value: torch.Tensor = loss(logits, target.unsqueeze(1))
+    return value
+
+
+@pytest.mark.parametrize("form", ["ce", "dice_ce"])
+def test_the_teacher_moves_both_decoders_where_its_labels_count(form: Any) -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss=form)
+    gradients = extra_gradients(loss, output, target)
+    assert loss.taught is not None
+    for name in ("logits_a", "logits_b"):
+        assert strength(gradients[name][LABELED]) < 1e-7
+        moved = gradients[name][UNLABELED].abs().amax(1) > 1e-7
+        assert not moved[~counting(loss.taught)].any()
+        assert moved[counting(loss.taught)].float().mean() > 0.95
+    for name in ("features_a", "features_b"):
+        assert strength(gradients[name]) == 0
+
+
+def test_cross_entropy_toward_the_teacher_by_hand() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"])
+    loss(output, target)
+    assert loss.taught is not None
+    expected = 0.0
+    for logits in (output.logits_a[0], output.logits_b[0]):
+        log_probs = torch.log_softmax(logits[UNLABELED].detach().double(), 1)
+        chosen = log_probs.gather(1, loss.taught.labels.clamp(max=CLASSES - 1).unsqueeze(1)).squeeze(1)
+        expected -= float(chosen[counting(loss.taught)].mean())
+    assert seen_by(loss)["pseudo_label"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_and_cross_entropy_are_nnunets_own() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss="dice_ce")
+    gradients = extra_gradients(loss, output, target)
+    assert loss.taught is not None
+    expected = 0.0
+    for name in ("logits_a", "logits_b"):
+        logits = getattr(output, name)[0][UNLABELED].detach().requires_grad_()
+        value = nnunets_own(logits, loss.taught)
+        (gradient,) = torch.autograd.grad(value, logits)
+        torch.testing.assert_close(gradients[name][UNLABELED], gradient, rtol=1e-4, atol=1e-7)
+        expected += 1 + value.item()  # nnU-Net's Dice loss is minus the Dice
+    assert seen_by(loss)["pseudo_label"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["ce", "dice_ce"])
+@pytest.mark.parametrize("empty", ["reliable", "labels"])
+def test_without_a_label_that_counts_the_teacher_teaches_nothing(form: Any, empty: str) -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss=form)
+    labels, reliable = labels_for(3)
+    loss.taught = PseudoLabels(
+        torch.full_like(labels, CLASSES) if empty == "labels" else labels,
+        torch.zeros_like(reliable) if empty == "reliable" else reliable,
+    )
+    assert all(strength(gradient) < 1e-7 for gradient in extra_gradients(loss, output, target).values())
+    assert seen_by(loss)["pseudo_label"] == 0.0
+
+
+def test_one_patch_without_reliable_voxels_leaves_the_others_finite() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss="dice_ce")
+    assert loss.taught is not None
+    loss.taught.reliable[1] = False
+    gradients = extra_gradients(loss, output, target)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert strength(gradients["logits_a"][UNLABELED][1]) < 1e-7
+    assert strength(gradients["logits_a"][UNLABELED][0]) > 1e-4
+
+
+def test_one_decoder_learns_truth_and_the_teachers_labels() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss="dice_ce", second_decoder=False)
+    assert loss.taught is not None
+    logits = output.logits_a[0]
+    total = loss([logits], target)
+    (gradient,) = torch.autograd.grad(total, logits)
+    supervised = CrossEntropy()([logits[LABELED]], target)
+    expected = supervised + 1 + nnunets_own(logits[UNLABELED], loss.taught)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+    seen = seen_by(loss)
+    assert seen["supervised_a"] == pytest.approx(supervised.item())
+    assert (seen["supervised_b"], seen["verification"], seen["contrastive"]) == (0, 0, 0)
+
+
+def test_one_decoder_as_long_as_the_target_gets_nnunets_loss() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss="dice_ce", second_decoder=False)
+    logits = [output.logits_a[0][LABELED]]
+    assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
+    assert loss.last_values is None
+
+
+def every_voxel_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "nnunet_dualcl.training.objective.draw_voxels", lambda volume, _: torch.arange(volume[0, 0].numel())
+    )
+
+
+def test_the_teacher_is_judged_by_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    every_voxel_once(monkeypatch)
+    output, target = leaves()
+    target[0][0, 0, 0] = CLASSES  # ignored voxels count nowhere
+    loss = taught_objective()
+    loss.supervised = SumOfLogits()
+    loss.judged = labels_for(2, seed=8)
+    assert loss.taught is not None
+    loss(output, target)
+    seen = seen_by(loss)
+    among = loss.judged.reliable & (target[0][:, 0] < CLASSES)
+    right = loss.judged.labels == target[0][:, 0]
+    foreground = among & ((loss.judged.labels > 0) | (target[0][:, 0] > 0))
+    assert seen["pseudo_label_accuracy"] == pytest.approx(float(right[among].float().mean()))
+    assert seen["pseudo_label_accuracy_foreground"] == pytest.approx(float(right[foreground].float().mean()))
+    assert seen["pseudo_label_accuracy"] != seen["pseudo_label_accuracy_foreground"]
+    assert seen["reliable_share"] == pytest.approx(float(loss.taught.reliable.float().mean()))
+
+
+def test_a_teacher_that_was_not_asked_has_no_accuracy() -> None:
+    output, target = leaves()
+    loss = taught_objective(**ONLY["pseudo_label"])
+    total = loss(output, target)
+    seen = seen_by(loss)
+    accuracies = [seen.pop(name) for name in ("pseudo_label_accuracy", "pseudo_label_accuracy_foreground")]
+    assert torch.tensor(accuracies).isnan().all()
+    assert torch.isfinite(total)
+    assert torch.isfinite(torch.tensor(list(seen.values()))).all()
+
+
+def test_contrast_with_the_teachers_labels_moves_the_embeddings_only() -> None:
+    output, target = leaves()
+    gradients = []
+    for seed in (3, 4):
+        torch.manual_seed(0)
+        loss = taught_objective(**ONLY["contrastive"], unreliable_fraction_start=0.5)
+        loss.taught = labels_for(3, seed)
+        gradients.append(extra_gradients(loss, output, target))
+        for name in ("features_a", "features_b"):
+            assert strength(gradients[-1][name][LABELED]) > 1e-6
+            assert strength(gradients[-1][name][UNLABELED]) > 1e-6
+        for name in ("logits_a", "logits_b"):
+            assert strength(gradients[-1][name]) < 1e-7
+    for name in ("features_a", "features_b"):  # toward the class that the teacher gives
+        assert strength(gradients[0][name][UNLABELED] - gradients[1][name][UNLABELED]) > 1e-6
+
+
+def test_verification_does_not_ask_the_teacher() -> None:
+    output, target = leaves()
+    with_teacher = extra_gradients(taught_objective(**ONLY["verification"]), output, target)
+    without = extra_gradients(objective(**ONLY["verification"]), output, target)
+    for name in ("logits_a", "logits_b"):
+        assert strength(with_teacher[name][LABELED]) > 1e-4
+        assert strength(with_teacher[name][UNLABELED]) > 1e-4
+    for name, gradient in with_teacher.items():
+        assert torch.equal(gradient, without[name])
+
+
+def test_the_total_with_a_teacher_is_the_sum_of_weight_times_term() -> None:
+    output, target = leaves()
+    weights = {"verification_weight": 0.3, "pseudo_label_weight": 0.7, "contrastive_weight": 0.2}
+    loss = taught_objective(**weights, rampup_fraction=1.0, pseudo_label_loss="dice_ce")
+    loss.step = 4
+    total = loss(output, target)
+    seen = seen_by(loss)
+    assert all(seen[name] > 0 for name in TERMS)
+    assert total.item() == pytest.approx(sum(seen[name] * loss.weights[name] for name in TERMS), rel=1e-5)

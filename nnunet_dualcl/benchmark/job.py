@@ -1,0 +1,278 @@
+"""One job: train an arm, predict the test cases, evaluate them, write down what it cost.
+
+python -m nnunet_dualcl.benchmark.job FOLDER ARM LABELED DRAW [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dualcl import runs
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.benchmark.run import PREPARED_FILE, PROTOCOL_FILE, job_split, nnunet_folders
+from nnunet_dualcl.data.cases import list_case_images
+from nnunet_dualcl.data.splits import write_splits
+from nnunet_dualcl.evaluation.metrics import evaluate_folder
+from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
+
+_SECOND_SEED = 1000
+"""Added to the seed of an ensemble's second member."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job finds and puts things."""
+
+    protocol: Protocol
+    job: Job
+    folder: Path
+    device: str
+
+    @property
+    def own(self) -> Path:
+        """Folder of the job."""
+        return self.folder / "jobs" / self.job.name
+
+    @property
+    def raw(self) -> Path:
+        """Raw dataset."""
+        return self.folder / "nnUNet_raw" / self.protocol.dataset
+
+    @property
+    def preprocessed(self) -> Path:
+        """Preprocessed dataset."""
+        return self.folder / "nnUNet_preprocessed" / self.protocol.dataset
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """Content of the raw dataset's ``dataset.json``."""
+        content: dict[str, Any] = json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))
+        return content
+
+
+def run_job(place: Place) -> None:
+    """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training}
+    model, folds, checkpoints = procedure[ARMS[place.job.arm].procedure](place)
+    peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
+    runs.predict(model, place.raw / "imagesTs", place.own / "predictions", folds=folds, device=place.device)
+    labels = {name: value for name, value in place.dataset_json["labels"].items() if value != 0}
+    prepared = json.loads((place.folder / PREPARED_FILE).read_text(encoding="utf-8"))
+    rows = evaluate_folder(
+        place.raw / "labelsTs",
+        place.own / "predictions",
+        prepared["test"],
+        labels,
+        tolerance_mm=place.protocol.tolerance_mm,
+        file_ending=place.dataset_json["file_ending"],
+    )
+    _write_table(place.own / "cases.csv", rows)
+    logs = [torch.load(path, map_location="cpu", weights_only=False)["logging"] for path in checkpoints]
+    keys = {"train_losses": "train_loss", "val_losses": "val_loss", "ema_fg_dice": "ema_fg_dice"}
+    curves = [
+        {"epoch": epoch, **{name: float(logs[-1][key][epoch]) for key, name in keys.items()}}
+        for epoch in range(len(logs[-1]["train_losses"]))
+    ]
+    _write_table(place.own / "curves.csv", curves)
+    seconds = sum(
+        end - start
+        for log in logs
+        for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
+    )
+    cost = {
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mib": round(peak_memory, 1),
+        "samples_per_second": round(len(logs) * place.protocol.steps * _batch_size(place) / seconds, 3),
+    }
+    write_text(place.own / "job.json", json.dumps(_record(place, started, labels, cost), indent=2) + "\n")
+
+
+Trained = tuple[Path, tuple[int, ...], list[Path]]
+"""Model folder, folds to average at prediction, final checkpoints."""
+
+
+def _train(
+    place: Place, *, at: str = "model", seed: int = 0, fold: int | None = None, preprocessed: Path | None = None
+) -> Trained:
+    """One training of the job's arm in ``at``, from the job's seed plus ``seed``."""
+    arm, protocol = ARMS[place.job.arm], place.protocol
+    config = protocol.training_config(arm.config, draw=place.job.draw + seed)
+    fold = protocol.fold(place.job) if fold is None else fold
+    with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed):
+        model = runs.train(
+            protocol.dataset,
+            protocol.plans,
+            arm.trainer,
+            config,
+            place.own / f"{at}_config.yaml",
+            fold=fold,
+            configuration=protocol.configuration,
+            device=place.device,
+        )
+    return model, (fold,), [model / f"fold_{fold}" / "checkpoint_final.pth"]
+
+
+def _ensemble(place: Place) -> Trained:
+    """Two trainings side by side as two folds of one model, which nnU-Net's predictor averages."""
+    first, (fold,), first_checkpoint = _train(place)
+    _, _, second_checkpoint = _train(place, at="second_model", seed=_SECOND_SEED)
+    other = fold + 1
+    (first / f"fold_{other}").mkdir(exist_ok=True)
+    shutil.copyfile(second_checkpoint[0], first / f"fold_{other}" / "checkpoint_final.pth")
+    return first, (fold, other), [*first_checkpoint, *second_checkpoint]
+
+
+def _self_training(place: Place) -> Trained:
+    """Train, label the unlabeled cases, train anew on all of them for as many steps."""
+    first, (fold,), first_checkpoint = _train(place, at="first_model")
+    split = json.loads((place.preprocessed / SPLITS_FILE).read_text(encoding="utf-8"))[fold]
+    ending = place.dataset_json["file_ending"]
+    images = {folder: list_case_images(place.raw / folder, ending) for folder in ("imagesTr", IMAGES_UNLABELED)}
+    pool = {case: images["imagesTr"][case] for case in split["unlabeled"]} | images[IMAGES_UNLABELED]
+    labels = place.own / "pseudo_labels"
+    runs.predict_cases(first, pool, labels, ending, folds=(fold,), device=place.device)
+    pseudo = {case: (files, labels / f"{case}{ending}") for case, files in pool.items()}
+    preprocessed = _with_pseudo_labels(place, split, pseudo)
+    model, folds, checkpoint = _train(place, fold=0, preprocessed=preprocessed)
+    return model, folds, [*first_checkpoint, *checkpoint]
+
+
+def _with_pseudo_labels(
+    place: Place, split: Mapping[str, list[str]], pseudo: Mapping[str, tuple[list[Path], Path]]
+) -> Path:
+    """A preprocessed folder of the job's own: the labeled cases as they are, the others with their pseudo-labels."""
+    ours, shared = place.own / "nnUNet_preprocessed", place.preprocessed
+    target = ours / shared.name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (f"{place.protocol.plans}.json", "dataset.json", "dataset_fingerprint.json"):
+        shutil.copyfile(shared / file, target / file)
+    shutil.copytree(shared / "gt_segmentations", target / "gt_segmentations", dirs_exist_ok=True)
+    manager = PlansManager(str(target / f"{place.protocol.plans}.json"))
+    configuration = manager.get_configuration(place.protocol.configuration)
+    cases = target / configuration.data_identifier
+    cases.mkdir(exist_ok=True)
+    for case in (*split["train"], *split["val"]):
+        for file in (shared / configuration.data_identifier).glob(f"{case}.*"):
+            shutil.copyfile(file, cases / file.name)
+        for file in (shared / configuration.data_identifier).glob(f"{case}_seg.*"):
+            shutil.copyfile(file, cases / file.name)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    for case, (images, labels) in sorted(pseudo.items()):
+        preprocessor.run_case_save(
+            str(cases / case), [str(path) for path in images], str(labels), manager, configuration, place.dataset_json
+        )
+    fold = {"train": sorted([*split["train"], *pseudo]), "val": split["val"]}
+    write_splits(target / SPLITS_FILE, [fold], force=True)
+    return ours
+
+
+def _peak_memory(device: str) -> float:
+    """MiB: of the device's allocator, or of this process (with what Python and its libraries take)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _batch_size(place: Place) -> int:
+    """Labeled and unlabeled patches a step."""
+    protocol, arm = place.protocol, ARMS[place.job.arm]
+    plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
+    labeled: int = plans.get_configuration(protocol.configuration).batch_size
+    config = protocol.training_config(arm.config, draw=place.job.draw)
+    if arm.trainer == "nnUNetTrainer" or not config.uses_unlabeled:
+        return labeled
+    return labeled + (config.unlabeled_batch_size or labeled)
+
+
+def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
+    """Content of ``job.json``."""
+    protocol, job, arm = place.protocol, place.job, ARMS[place.job.arm]
+    prepared = json.loads((place.folder / PREPARED_FILE).read_text(encoding="utf-8"))
+    config = protocol.training_config(arm.config, draw=job.draw)
+    hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "name": job.name,
+        "arm": job.arm,
+        "title": arm.title,
+        "labeled": job.labeled,
+        "draw": job.draw,
+        "seed": config.seed,
+        "steps": protocol.steps,
+        "trainer": arm.trainer,
+        "config": config.to_mapping(),
+        "plans": protocol.plans,
+        "dataset": protocol.dataset,
+        "split": job_split(protocol, job, place.preprocessed, prepared["test"]),
+        "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
+        "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
+        "commit": _commit(),
+        "hardware": torch.cuda.get_device_name() if place.device == "cuda" else hardware,
+        "started": started,
+        **cost,
+        "tolerance_mm": protocol.tolerance_mm,
+        "labels": labels,
+    }
+
+
+def _arguments(place: Place) -> list[str]:
+    job = place.job
+    return [place.folder.name, job.arm, str(job.labeled), str(job.draw), "--device", place.device]
+
+
+def _commit() -> str:
+    """Of the source tree this runs from, or "unknown" for an installed package."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job of a prepared benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("arm", choices=list(ARMS))
+    parser.add_argument("labeled")
+    parser.add_argument("draw", type=int)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args(argv)
+    folder = arguments.folder.resolve()
+    labeled: int | str = arguments.labeled if arguments.labeled == "all" else int(arguments.labeled)
+    job = Job(arguments.arm, labeled, arguments.draw)
+    protocol = Protocol.from_yaml(folder / PROTOCOL_FILE)
+    with nnunet_folders(folder, results=folder / "jobs" / job.name / "model"):
+        run_job(Place(protocol, job, folder, arguments.device))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

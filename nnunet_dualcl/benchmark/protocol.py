@@ -1,0 +1,149 @@
+"""What a benchmark does: data, cases held back, labeled counts, draws, steps and arms, read from one YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.errors import DualCLError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its prediction and evaluation.
+
+    Attributes:
+        arm: key of ``ARMS``.
+        labeled: labeled cases, or "all".
+        draw: which draw of the labeled cases; seeds differ between draws.
+    """
+
+    arm: str
+    labeled: int | str
+    draw: int
+
+    @property
+    def name(self) -> str:
+        """Folder of the job."""
+        return f"{self.arm}_{self.labeled}_{self.draw}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of a benchmark. The same plans, labeled cases and steps serve every arm of a labeled count."""
+
+    title: str
+    dataset_id: int
+    dataset_name: str
+    """Without number, as in ``Hippocampus``."""
+    labeled: tuple[int, ...]
+    """Counts of labeled cases."""
+    arms: Mapping[str, int]
+    """Arm -> draws of it, at most ``draws``."""
+    steps: int
+    """Training steps of each arm."""
+    test_cases: int
+    """Held back by seed before anything is planned; no choice is made on them."""
+    validation_cases: int
+    """Of the pool, for choices."""
+    draws: int = 1
+    seed: int = 0
+    steps_per_epoch: int = 250
+    configuration: str = "3d_fullres"
+    small_plans: Mapping[str, Any] = field(default_factory=dict)
+    """Options of :func:`nnunet_dualcl.small_plans.small_plans`; empty means nnU-Net's own plans."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration that all arms share, beside the steps."""
+    dataset_json: Mapping[str, Any] = field(default_factory=dict)
+    """``channel_names``, ``labels`` and ``file_ending`` of a source that has no ``dataset.json``."""
+    baselines: tuple[str, ...] = ("stock", "dual_decoder", "mean_teacher", "self_training")
+    tolerance_mm: float = 1.0
+    """Of the surface Dice."""
+
+    def __post_init__(self) -> None:
+        for name in ("labeled", "baselines"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        unknown = sorted(set(self.arms) - set(ARMS))
+        if unknown:
+            raise DualCLError(f"Unknown arms {', '.join(unknown)}. Known: {', '.join(ARMS)}.")
+        too_many = [arm for arm, draws in self.arms.items() if not 1 <= draws <= self.draws]
+        if too_many:
+            raise DualCLError(f"{', '.join(too_many)}: give between 1 and {self.draws} draws (or raise 'draws').")
+        if self.steps % self.steps_per_epoch or self.steps < self.steps_per_epoch:
+            raise DualCLError(f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}).")
+        self.training_config({}, draw=0)  # unknown keys show now
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Protocol:
+        """Read a protocol.
+
+        Raises:
+            DualCLError: unreadable, no mapping, unknown or missing keys, or impossible values.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DualCLError(f"Cannot read the protocol {path}: {error}") from None
+        if not isinstance(values, dict):
+            raise DualCLError(f"The protocol {path} must hold 'key: value' lines.")
+        fields = dataclasses.fields(cls)
+        unknown = sorted(set(values) - {entry.name for entry in fields})
+        required = {
+            entry.name
+            for entry in fields
+            if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(required - set(values))
+        if unknown or missing:
+            raise DualCLError(
+                f"The protocol {path}: unknown keys: {', '.join(unknown) or 'none'}; "
+                f"missing keys: {', '.join(missing) or 'none'}."
+            )
+        try:
+            return cls(**values)
+        except DualCLError as error:
+            raise DualCLError(f"{path}: {error}") from None
+
+    @property
+    def dataset(self) -> str:
+        """nnU-Net's full name."""
+        return f"Dataset{self.dataset_id:03d}_{self.dataset_name}"
+
+    @property
+    def plans(self) -> str:
+        """Name of the plans that every arm uses."""
+        return "benchmarkPlans" if self.small_plans else "nnUNetPlans"
+
+    def jobs(self) -> list[Job]:
+        """All jobs, first draws first, so that an interrupted benchmark has compared something."""
+        counts: list[int | str] = [*self.labeled, "all"]
+        return [
+            Job(arm, labeled, draw)
+            for draw in range(self.draws)
+            for labeled in counts
+            for arm, draws in self.arms.items()
+            if draw < draws and (ARMS[arm].labels == "all") == (labeled == "all")
+        ]
+
+    def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:
+        """Configuration of an arm: its own settings over the protocol's."""
+        shared = {
+            "num_epochs": self.steps // self.steps_per_epoch,
+            "num_iterations_per_epoch": self.steps_per_epoch,
+            "num_val_iterations_per_epoch": 5,
+            "seed": self.seed + draw,
+        }
+        return DualCLConfig.from_mapping({**shared, **self.config, **overrides}, source="the protocol's config")
+
+    def fold(self, job: Job) -> int:
+        """Index of the job's cases in the split file."""
+        if job.labeled == "all":
+            return len(self.labeled) * self.draws
+        return self.labeled.index(int(job.labeled)) * self.draws + job.draw

@@ -1,0 +1,202 @@
+"""Prepare a benchmark's data and run its jobs, each once; a stopped benchmark goes on where it was.
+
+Everything lies in one folder: nnU-Net's raw and preprocessed folders, and ``jobs/NAME/`` with the job's model,
+predictions, ``cases.csv``, ``curves.csv`` and, last, ``job.json``, whose presence means the job is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from tqdm import tqdm
+
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.data.cases import list_case_images
+from nnunet_dualcl.data.splits import draw_splits, write_splits
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
+from nnunet_dualcl.preprocessing import preprocess_dataset
+from nnunet_dualcl.small_plans import write_small_plans
+from nnunet_dualcl.training.environment import variable
+
+PROTOCOL_FILE, PREPARED_FILE = "protocol.yaml", "prepared.json"
+
+
+def run_benchmark(protocol_file: Path, source: Path, folder: Path, *, device: str, only: list[str] | None) -> list[str]:
+    """Prepare the data where that was not done, then run the jobs that are not finished.
+
+    Args:
+        protocol_file: see :class:`Protocol`; a copy is kept in ``folder`` and must not change after.
+        source: dataset in nnU-Net's raw or in the Medical Segmentation Decathlon's layout, all cases labeled;
+            ``unlabeled`` or ``imagesUnlabeled`` beside ``imagesTr`` holds further images without labels.
+        folder: of the benchmark.
+        device: torch device type.
+        only: arms to run; None for all.
+
+    Returns:
+        Names of the jobs that failed; their reason is in ``jobs/NAME/log.txt``.
+    """
+    protocol = Protocol.from_yaml(protocol_file)
+    folder = folder.resolve()
+    _keep_protocol(protocol_file, folder)
+    with nnunet_folders(folder, results=folder / "unused"):
+        prepare(protocol, source.resolve(), folder)
+    jobs = [job for job in protocol.jobs() if only is None or job.arm in only]
+    failed = []
+    with tqdm(total=len(jobs), desc="benchmark", unit="job") as progress:
+        for job in jobs:
+            progress.set_postfix_str(job.name)
+            if not run_job_in_a_process(folder, job, device):
+                failed.append(job.name)
+                progress.write(f"FAILED {job.name}: see {folder / 'jobs' / job.name / 'log.txt'}")
+            progress.update()
+    return failed
+
+
+def run_job_in_a_process(folder: Path, job: Job, device: str) -> bool:
+    """Run a job in a Python of its own, so that its peak memory is its own; True when it is finished.
+
+    On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set, so the same job gives the same weights.
+    """
+    place = folder / "jobs" / job.name
+    if (place / "job.json").is_file():
+        return True
+    place.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "nnunet_dualcl.benchmark.job", str(folder), job.arm, str(job.labeled)]
+    command += [str(job.draw), "--device", device]
+    with (place / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command)}\n")
+        log.flush()
+        # batches made in the training process come in the same order each time; a GPU would wait for them
+        workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" else {}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env={**workers, **os.environ})
+    return done.returncode == 0 and (place / "job.json").is_file()
+
+
+@contextmanager
+def nnunet_folders(folder: Path, *, results: Path, preprocessed: Path | None = None) -> Iterator[None]:
+    """nnU-Net's three variables for the length of a block; ``preprocessed`` defaults to the benchmark's own."""
+    settings = {
+        "nnUNet_raw": folder / "nnUNet_raw",
+        "nnUNet_preprocessed": preprocessed or folder / "nnUNet_preprocessed",
+    }
+    with ExitStack() as stack:
+        for name, value in {**settings, "nnUNet_results": results}.items():
+            value.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(variable(name, str(value)))
+        yield
+
+
+def _keep_protocol(protocol_file: Path, folder: Path) -> None:
+    kept = folder / PROTOCOL_FILE
+    text = protocol_file.read_text(encoding="utf-8")
+    if kept.is_file() and yaml.safe_load(kept.read_text(encoding="utf-8")) != yaml.safe_load(text):
+        raise DualCLError(
+            f"{folder} holds results of another protocol. Give -o another folder, or go on with {kept} as it is."
+        )
+    write_text(kept, text)
+
+
+def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
+    """Raw dataset without the test cases, plans, preprocessed cases and splits; done once."""
+    stamp = folder / PREPARED_FILE
+    if stamp.is_file():
+        return
+    raw = folder / "nnUNet_raw" / protocol.dataset
+    preprocessed = folder / "nnUNet_preprocessed" / protocol.dataset
+    for unfinished in (raw, preprocessed):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    test = _raw_dataset(protocol, source, raw)
+    extract_fingerprints([protocol.dataset_id], num_processes=2, check_dataset_integrity=True)
+    with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
+        plan_experiments([protocol.dataset_id])
+    if protocol.small_plans:
+        write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **protocol.small_plans)
+    preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [2])
+    write_splits(preprocessed / SPLITS_FILE, _splits(protocol, raw), force=True)
+    report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)
+    if report.failed:
+        raise DualCLError(f"Unlabeled cases that cannot be used: {report.failed}")
+    write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
+
+
+def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
+    """Draws of each labeled count, then one fold with the whole pool labeled; the validation cases are the same."""
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    pool = list(list_case_images(raw / "imagesTr", dataset_json["file_ending"]))
+    folds = []
+    for count in protocol.labeled:
+        folds += draw_splits(
+            pool, labeled=count, validation=protocol.validation_cases, draws=protocol.draws, seed=protocol.seed
+        )
+    first = folds[0]
+    return [*folds, {"train": sorted(first["train"] + first["unlabeled"]), "val": first["val"]}]
+
+
+def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
+    """Write the raw dataset with the test cases in ``imagesTs`` and ``labelsTs``; returns their names."""
+    if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
+        raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if _is_decathlon(source):
+            source = _converted(protocol, source, Path(scratch))
+        dataset_json = dict(protocol.dataset_json)
+        if (source / "dataset.json").is_file():
+            dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        ending = dataset_json["file_ending"]
+        cases = list_case_images(source / "imagesTr", ending)
+        if protocol.test_cases + protocol.validation_cases + max(protocol.labeled) > len(cases):
+            raise DualCLError(f"{source}: {len(cases)} labeled cases are too few for this protocol.")
+        chosen = np.random.default_rng(protocol.seed).permutation(sorted(cases))[: protocol.test_cases]
+        test = sorted(str(case) for case in chosen)
+        for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+            (raw / role).mkdir(parents=True)
+        for case, images in cases.items():
+            side = "Ts" if case in test else "Tr"
+            for image in images:
+                shutil.copyfile(image, raw / f"images{side}" / image.name)
+            shutil.copyfile(source / "labelsTr" / f"{case}{ending}", raw / f"labels{side}" / f"{case}{ending}")
+        for name in (IMAGES_UNLABELED, "unlabeled"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, raw / IMAGES_UNLABELED)
+        content = {**dataset_json, "numTraining": len(cases) - len(test)}
+        (raw / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return test
+
+
+def _is_decathlon(source: Path) -> bool:
+    path = source / "dataset.json"
+    return path.is_file() and "training" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def _converted(protocol: Protocol, source: Path, scratch: Path) -> Path:
+    """nnU-Net's own converter, which wants an ``imagesTs`` folder and a name such as Task04_Hippocampus."""
+    task = scratch / f"Task{protocol.dataset_id:02d}_{protocol.dataset_name}"
+    task.mkdir()
+    (task / "imagesTs").mkdir()
+    for name in ("imagesTr", "labelsTr", "dataset.json"):
+        (task / name).symlink_to(source / name)
+    with nnunet_folders(scratch, results=scratch / "unused"):
+        convert_msd_dataset(str(task), num_processes=2)
+    return scratch / "nnUNet_raw" / protocol.dataset
+
+
+def job_split(protocol: Protocol, job: Job, preprocessed: Path, test: list[str]) -> dict[str, Any]:
+    """The job's cases by role, the test cases included."""
+    splits = json.loads((preprocessed / SPLITS_FILE).read_text(encoding="utf-8"))
+    return {"unlabeled": [], **splits[protocol.fold(job)], "test": test}

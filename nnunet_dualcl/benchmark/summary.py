@@ -1,0 +1,216 @@
+"""The numbers of the report: means by arm, paired differences, costs, and what they lack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from nnunet_dualcl.benchmark.results import ALL_LABELED, Results, labeled_rank
+from nnunet_dualcl.evaluation.metrics import METRICS
+from nnunet_dualcl.evaluation.statistics import (
+    PairedComparison,
+    benjamini_hochberg,
+    gap_closed,
+    paired_comparison,
+    pooled_comparison,
+)
+
+POOLED = "pooled"
+"""Value of ``draw`` in the comparison over all draws."""
+COSTS = ("wall_seconds", "peak_memory_mib", "samples_per_second")
+SAME_IN_ALL_ARMS = ("steps", "plans", "hardware")
+"""Columns of jobs that a fair comparison holds fixed; a difference is noted."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The jobs with one number of labeled cases, and the upper bound, which may have more.
+
+    Attributes:
+        labeled: number of labeled cases, or ``all``.
+        arms: in the order of the tables: lower bound, baselines, others by name, upper bound.
+        focus: the first arm that is neither a baseline nor a bound, or the first of all.
+        compared: arms that are neither baselines nor bounds.
+        baselines: as asked for, finished or not.
+        lower: arm that a share of the gap of 0 stands for.
+        upper: arm that a share of 1 stands for; "NAME (all labels)" where it has more labels than this section.
+        jobs: rows of ``Results.jobs``, like the next two with ``arm`` as in ``arms``.
+        cases: rows of ``Results.cases``.
+        curves: rows of ``Results.curves``.
+    """
+
+    labeled: int | str
+    arms: tuple[str, ...]
+    focus: str
+    compared: tuple[str, ...]
+    baselines: tuple[str, ...]
+    lower: str
+    upper: str
+    jobs: pd.DataFrame
+    cases: pd.DataFrame
+    curves: pd.DataFrame
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """One row an arm, draw and case (its index), columns ``METRICS``: mean over labels, then over seeds."""
+        by_job = self.cases.groupby(["arm", "draw", "seed", "case"])[list(METRICS)].mean()
+        return by_job.groupby(["arm", "draw", "case"]).mean()
+
+
+def sections(results: Results, baselines: Sequence[str], lower: str, upper: str) -> list[Section]:
+    """One section a number of labeled cases; jobs with all labels are the upper bound of every section.
+
+    They get a section of their own only if there are others than the upper bound among them, or no fewer labels.
+    """
+    counts = sorted(results.jobs["labeled"].unique(), key=labeled_rank)
+    everything = set(results.jobs.loc[results.jobs["labeled"] == ALL_LABELED, "arm"])
+    if len(counts) > 1 and everything == {upper}:
+        counts.remove(ALL_LABELED)
+    return [_section(results, labeled, tuple(baselines), lower, upper) for labeled in counts]
+
+
+def arm_rows(section: Section) -> list[dict[str, Any]]:
+    """A row an arm: its draws, the mean of every metric over cases and draws, per class too, the gap, the costs.
+
+    ``dice_sd`` is the standard deviation of the draws' means (divisor n - 1; NaN for one draw). The share of the gap
+    compares the arm with the lower bound over the draws that both have.
+    """
+    by_draw = section.scores.groupby(["arm", "draw"]).mean()
+    by_class = section.cases.groupby(["arm", "draw", "label"])[list(METRICS)].mean()
+    by_class = by_class.groupby(["arm", "label"]).mean()
+    costs = section.jobs.groupby("arm")[list(COSTS)].mean()
+    rows = []
+    for arm in section.arms:
+        means = by_draw.loc[arm]
+        rows.append(
+            {
+                "labeled": section.labeled,
+                "arm": arm,
+                "draws": means.index.tolist(),
+                "jobs": int((section.jobs["arm"] == arm).sum()),
+                **means.mean().to_dict(),
+                "dice_sd": float(means["dice"].std()),
+                "gap_closed": _gap_closed(section, by_draw["dice"], arm),
+                "per_class": by_class.loc[arm].to_dict(orient="index"),
+                **costs.loc[arm].to_dict(),
+            }
+        )
+    return rows
+
+
+def comparison_rows(section: Section) -> list[dict[str, Any]]:
+    """Paired differences in the case's mean Dice: each compared arm less each baseline, by draw and pooled."""
+    dice = section.scores["dice"]
+    rows = []
+    for arm in section.compared:
+        for baseline in section.baselines:
+            draws = _common_draws(section, arm, baseline)
+            if not draws:
+                continue
+            tables = [dice.loc[name].unstack("draw") for name in (arm, baseline)]
+            ours, theirs = tables[0].align(tables[1], join="outer", axis=0)
+            pairs = {draw: (ours[draw], theirs[draw]) for draw in draws}
+            found: list[tuple[int | str, PairedComparison]] = []
+            found += [(draw, paired_comparison(*pair)) for draw, pair in pairs.items()]
+            for draw, comparison in [*found, (POOLED, pooled_comparison(pairs))]:
+                names = {"labeled": section.labeled, "arm": arm, "baseline": baseline, "draw": draw}
+                rows.append({**names, **asdict(comparison)})
+    return rows
+
+
+def add_corrected(rows: list[dict[str, Any]]) -> None:
+    """Put ``corrected_p`` into comparisons: Benjamini and Hochberg, over the pooled ones of all sections."""
+    pooled = [row for row in rows if row["draw"] == POOLED]
+    for row, value in zip(pooled, benjamini_hochberg([row["p_value"] for row in pooled]), strict=True):
+        row["corrected_p"] = float(value)
+
+
+def notes(section: Section, results: Results) -> list[str]:
+    """What a reader must know before comparing: bounds and baselines that are missing, arms treated unequally."""
+    here = f"{section.labeled} labeled"
+    found = [
+        f"{here}: the {kind} bound '{arm}' has no finished job; the share of the gap is not computed."
+        for kind, arm in (("lower", section.lower), ("upper", section.upper))
+        if arm not in section.arms
+    ]
+    for baseline in section.baselines:
+        if baseline not in section.arms:
+            found.append(f"{here}: the baseline '{baseline}' has no finished job; nothing is compared with it.")
+            continue
+        for arm in section.compared:
+            missing = sorted(set(_draws(section, arm)) ^ set(_draws(section, baseline)))
+            if missing:
+                listed = ", ".join(map(str, missing))
+                found.append(f"{here}: '{arm}' and '{baseline}' are not compared in draw {listed}; one lacks it.")
+    found += [
+        f"{here}: arms differ in {key}: {_grouped(section.jobs, key)}."
+        for key in SAME_IN_ALL_ARMS
+        if section.jobs[key].nunique(dropna=False) > 1
+    ]
+    return found + _split_notes(section, results)
+
+
+def worst_and_median(section: Section) -> dict[str, str]:
+    """The focus arm's worst and median case, by its mean Dice over draws; of two medians the lower."""
+    ranked = section.scores["dice"].loc[section.focus].groupby("case").mean().dropna().sort_index()
+    order = ranked.sort_values(kind="stable").index.tolist()
+    return {"worst": order[0], "median": order[(len(order) - 1) // 2]} if order else {}
+
+
+def _section(results: Results, labeled: int | str, baselines: tuple[str, ...], lower: str, upper: str) -> Section:
+    jobs, cases, curves = (_rows(table, labeled, upper) for table in (results.jobs, results.cases, results.curves))
+    title = f"{upper} (all labels)" if f"{upper} (all labels)" in set(jobs["arm"]) else upper
+    present = sorted(set(jobs["arm"]))
+    first = [arm for arm in dict.fromkeys((lower, *baselines)) if arm in present and arm != title]
+    compared = [arm for arm in present if arm not in {lower, title, *baselines}]
+    arms = (*first, *compared, *[arm for arm in present if arm == title])
+    return Section(labeled, arms, (*compared, *arms)[0], tuple(compared), baselines, lower, title, jobs, cases, curves)
+
+
+def _rows(table: pd.DataFrame, labeled: int | str, upper: str) -> pd.DataFrame:
+    """Rows of this number of labeled cases, and the upper bound's with all, which is renamed."""
+    here = table["labeled"] == labeled
+    bound = (table["labeled"] == ALL_LABELED) & (table["arm"] == upper) & ~here
+    chosen = table[here | bound].copy()
+    chosen.loc[bound[here | bound], "arm"] = f"{upper} (all labels)"
+    return chosen
+
+
+def _draws(section: Section, arm: str) -> list[int]:
+    return sorted(set(section.jobs.loc[section.jobs["arm"] == arm, "draw"].tolist()))
+
+
+def _common_draws(section: Section, *arms: str) -> list[int]:
+    return sorted(set.intersection(*(set(_draws(section, arm)) for arm in arms)))
+
+
+def _gap_closed(section: Section, dice: pd.Series, arm: str) -> float:
+    """``dice`` is indexed by arm and draw."""
+    if section.lower not in section.arms or section.upper not in section.arms:
+        return float("nan")
+    low, high, ours = dice.loc[section.lower], dice.loc[section.upper], dice.loc[arm]
+    if arm != section.upper:  # with all labels there is no draw to match
+        draws = _common_draws(section, section.lower, arm)
+        low, ours = low.loc[draws], ours.loc[draws]
+    return gap_closed(float(ours.mean()), float(low.mean()), float(high.mean()))
+
+
+def _grouped(jobs: pd.DataFrame, key: str) -> str:
+    groups = jobs.groupby(key, dropna=False)["arm"].unique()
+    return "; ".join(f"{value} ({', '.join(sorted(arms))})" for value, arms in groups.items())
+
+
+def _split_notes(section: Section, results: Results) -> list[str]:
+    """Draws whose labeled or test cases are not the same in all arms; the upper bound has more, rightly."""
+    names = set(section.jobs.loc[section.jobs["arm"] != section.upper, "name"])
+    records = [record for record in results.records if record["name"] in names]
+    found = []
+    for draw in sorted({record["draw"] for record in records}):
+        for part in ("train", "val", "test"):
+            lists = {tuple(sorted(r["split"][part])) for r in records if r["draw"] == draw}
+            if len(lists) > 1:
+                found.append(f"{section.labeled} labeled: in draw {draw}, arms differ in their '{part}' cases.")
+    return found

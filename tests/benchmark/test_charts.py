@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from synthetic_store import case_rows, write_job, write_store, write_volumes
+
+from nnunet_dualcl.benchmark.charts import arm_styles, case_overlay, data_uri, dice_boxes, training_curves
+from nnunet_dualcl.benchmark.results import load_results
+from nnunet_dualcl.benchmark.summary import Section, sections
+from nnunet_dualcl.errors import DualCLError
+
+UPPER = "stock (all labels)"
+
+
+def the_section(store: Path) -> Section:
+    (section,) = sections(load_results(store), ["stock", "teacher"], "stock", "stock")
+    return section
+
+
+def overlay(store: Path, case: str) -> Figure:
+    folders = store.parent / "imagesTs", store.parent / "labelsTs"
+    return case_overlay(the_section(store), load_results(store), case, "a case", *folders)
+
+
+def headings(figure: Figure) -> list[str]:
+    return [panel.get_title() for panel in figure.axes if panel.get_title()]
+
+
+def test_arms_look_different() -> None:
+    styles = arm_styles([f"arm{number}" for number in range(27)])
+    assert len(set(styles.values())) == 27
+    assert len({color for color, _ in list(styles.values())[:9]}) == 9
+
+
+def test_a_line_a_job_in_the_color_of_its_arm(tmp_path: Path) -> None:
+    section = the_section(write_store(tmp_path))
+    styles = arm_styles(section.arms)
+    figure = training_curves(section, styles)
+    assert [panel.get_title() for panel in figure.axes] == ["train loss", "val loss", "ema fg dice"]
+    for panel in figure.axes:
+        assert sorted(line.get_color() for line in panel.lines) == sorted(
+            styles[arm][0] for arm in ("stock", "stock", "teacher", "teacher", "dualcl", "dualcl", UPPER)
+        )
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0, -0.2, -0.4, -0.6])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(section.arms)
+
+
+def test_a_box_an_arm_at_the_quartiles_of_its_cases(tmp_path: Path) -> None:
+    section = the_section(write_store(tmp_path))
+    styles = arm_styles(section.arms)
+    (panel,) = dice_boxes(section, styles).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(section.arms)
+    assert len(panel.patches) == 4
+    ours = panel.patches[2].get_path().get_extents()
+    np.testing.assert_allclose([ours.x0, ours.x1], np.percentile([0.65, 0.70, 0.80, 0.59, 0.65, 0.70], (25, 75)))
+    assert len({to_hex(patch.get_facecolor()) for patch in panel.patches}) == 4
+
+
+def test_the_heading_has_the_dice_of_the_draw_shown(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    write_volumes(store)
+    assert headings(overlay(store, "001")) == [
+        "reference", "stock\nDice 0.550", "teacher\nDice 0.590", "dualcl\nDice 0.650", f"{UPPER}\nDice 0.850"
+    ]  # fmt: skip
+
+
+def test_of_many_arms_those_that_the_comparison_is_about_are_drawn(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    for number in range(4):
+        write_job(store, f"variant{number}", 3, 0, case_rows((0.5, 0.6, 0.7)))
+    write_volumes(store)
+    assert [heading.split("\n")[0] for heading in headings(overlay(store, "001"))] == [
+        "reference", "stock", "teacher", "dualcl", UPPER
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    images, _ = write_volumes(store)
+    (images / "002_0000.nii.gz").unlink()
+    with pytest.raises(DualCLError, match=r"002_0000\.nii\.gz is missing"):
+        overlay(store, "002")
+    (images / "001_0000.nii.gz").write_bytes(b"half")
+    with pytest.raises(DualCLError, match=r"001_0000\.nii\.gz cannot be read"):
+        overlay(store, "001")
+
+
+def test_the_same_figure_gives_the_same_address(tmp_path: Path) -> None:
+    section = the_section(write_store(tmp_path))
+    first, second = (data_uri(dice_boxes(section, arm_styles(section.arms))) for _ in range(2))
+    assert first == second
+    assert first.startswith("data:image/png;base64,")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.errors import DualCLError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "benchmarks" / "protocols").glob("*.yaml"))
+VALUES: dict[str, Any] = {
+    "title": "Toy", "dataset_id": 7, "dataset_name": "Toy", "labeled": [3, 2], "draws": 2, "steps": 500,
+    "test_cases": 2, "validation_cases": 1, "arms": {"stock": 2, "stock_all": 1, "dualcl": 1}, "seed": 10,
+}  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "protocol.yaml"
+    path.write_text(yaml.safe_dump({**VALUES, **changes}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_jobs_start_with_the_first_draw_and_pair_labels_with_arms(tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(write(tmp_path))
+    assert [job.name for job in protocol.jobs()] == [
+        "stock_3_0", "dualcl_3_0", "stock_2_0", "dualcl_2_0", "stock_all_all_0", "stock_3_1", "stock_2_1",
+    ]  # fmt: skip
+    assert protocol.dataset == "Dataset007_Toy"
+
+
+def test_each_draw_of_each_count_has_its_fold_and_the_whole_pool_the_last(tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(write(tmp_path))
+    folds = [protocol.fold(Job("stock", labeled, draw)) for labeled in (3, 2) for draw in (0, 1)]
+    assert folds == [0, 1, 2, 3]
+    assert protocol.fold(Job("stock_all", "all", 1)) == 4
+
+
+def test_arms_share_steps_and_differ_in_their_own_settings(tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(write(tmp_path, config={"initial_lr": 0.02}))
+    config = protocol.training_config({"verification_weight": 0.0}, draw=1)
+    assert (config.num_epochs, config.num_iterations_per_epoch, config.seed) == (2, 250, 11)
+    assert (config.initial_lr, config.verification_weight) == (0.02, 0.0)
+
+
+@pytest.mark.parametrize("arm", sorted(ARMS))
+def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(write(tmp_path))
+    config = protocol.training_config(ARMS[arm].config, draw=0)
+    if ARMS[arm].trainer == "DualCLTrainer":
+        assert config.uses_unlabeled == (arm != "dual_decoder")
+
+
+def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
+    protocol = Protocol.from_yaml(write(tmp_path))
+    whole = protocol.training_config(ARMS["dualcl"].config, draw=0)
+    for term in ("verification", "contrastive"):
+        without = protocol.training_config(ARMS[f"dualcl_minus_{term}"].config, draw=0)
+        assert without == replace(whole, **{f"{term}_weight": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"stok": 1}}, "Unknown arms stok. Known: stock,"),
+        ({"arms": {"stock": 3}}, "stock: give between 1 and 2 draws"),
+        ({"steps": 300}, r"steps \(300\) must be a multiple of steps_per_epoch \(250\)"),
+        ({"stepps": 5}, "unknown keys: stepps; missing keys: none"),
+        ({"config": {"sed": 1}}, "the protocol's config: unknown key sed"),
+    ],
+)
+def test_a_faulty_protocol_is_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DualCLError, match=rf"protocol\.yaml: .*{message}"):
+        Protocol.from_yaml(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["- a list", "title: [", "title: Toy"])
+def test_what_is_no_protocol_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DualCLError, match=r"protocol .*p\.yaml"):
+        Protocol.from_yaml(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_protocols_are_valid(path: Path) -> None:
+    protocol = Protocol.from_yaml(path)
+    assert {"stock", "stock_all", "dualcl"} <= set(protocol.arms)
+
+
+def test_protocols_are_shipped() -> None:
+    assert SHIPPED

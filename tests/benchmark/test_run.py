@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import yaml
+from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
+
+from nnunet_dualcl.benchmark import job as job_module
+from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.benchmark.results import load_results
+from nnunet_dualcl.benchmark.run import nnunet_folders, run_benchmark
+from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.errors import DualCLError
+
+pytestmark = pytest.mark.slow
+
+PROTOCOL: dict[str, Any] = {
+    "title": "Phantoms",
+    "dataset_id": 9,
+    "dataset_name": "Tiny",
+    "labeled": [2],
+    "steps": 2,
+    "steps_per_epoch": 2,
+    "test_cases": 2,
+    "validation_cases": 1,
+    "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1, "dualcl": 1},
+    "small_plans": {"patch_size": [8, 16, 16], "features": [3, 4, 5], "spacing_mm": [5.0, 3.0, 3.0]},
+    "config": {"contrastive_samples": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six labeled phantoms and one without labels."""
+    return write_phantom_dataset(
+        tmp_path_factory.mktemp("source"), dataset_id=1, labeled=6, validation=0, unlabeled=1, test=0
+    )
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("nnUNet_def_n_proc", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    for module in ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunetv2.configuration"):
+        monkeypatch.setattr(f"{module}.default_num_processes", 1)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**PROTOCOL, **changes}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def in_this_process(folder: Path, job: Job, device: str) -> bool:
+    """Stands for a process of the job's own, whose start takes most of the time."""
+    with nnunet_folders(folder, results=folder / "jobs" / job.name / "model"):
+        job_module.run_job(job_module.Place(Protocol.from_yaml(folder / "protocol.yaml"), job, folder, device))
+    return True
+
+
+def test_a_benchmark_from_scans_to_report_and_again(
+    source: Path, tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run.run_job_in_a_process", in_this_process)
+    out = tmp_path / "out"
+    protocol = write(tmp_path)
+    assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "-device", "cpu"]) == 0
+    results = load_results(out)
+    assert sorted(results.jobs["arm"]) == sorted(PROTOCOL["arms"])
+    records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("jobs/*/job.json")}
+    raw = out / "nnUNet_raw" / "Dataset009_Tiny"
+    test = {path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").iterdir()}
+    for record in records.values():
+        split = record["split"]
+        assert set(split["test"]) == test
+        assert not test & set(split["train"] + split["val"] + split["unlabeled"])
+        assert record["wall_seconds"] > 0
+    few, everything = (set(records[name]["split"]["train"]) for name in ("stock_2_0", "stock_all_all_0"))
+    assert (len(few), len(everything)) == (2, 3)
+    assert few < everything
+    # the second training of self-training sees labels that its first one gave, and no others
+    own = out / "jobs" / "self_training_2_0"
+    (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
+    assert len(again["train"]) == 4
+    assert {path.name.removesuffix(".nii.gz") for path in (own / "pseudo_labels").glob("*.nii.gz")} == set(
+        again["train"]
+    ) - few
+    report = (out / "report.html").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")}
+    assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "--report"]) == 0
+    assert (out / "report.html").read_bytes() == report
+    assert {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")} == times
+
+
+def test_a_job_in_a_process_of_its_own_and_a_failure_that_stops_nothing(
+    source: Path, tmp_path: Path, one_core: None
+) -> None:
+    protocol = write(tmp_path, arms={"stock": 1, "dualcl": 1}, config={"contrastive_samples": 32})
+    out = tmp_path / "out"
+    original = Protocol.from_yaml(protocol)
+    (out / "jobs" / "stock_2_0").mkdir(parents=True)
+    (out / "jobs" / "stock_2_0" / "model_config.yaml").write_text("seed: 99\n", encoding="utf-8")  # of another run
+    assert run_benchmark(protocol, source, out, device="cpu", only=None) == ["stock_2_0"]
+    assert "belongs to trainings with another configuration" in (out / "jobs" / "stock_2_0" / "log.txt").read_text()
+    assert (out / "jobs" / "dualcl_2_0" / "job.json").is_file()
+    assert original.jobs()[0].name == "stock_2_0"
+    with pytest.raises(DualCLError, match="holds results of another protocol"):
+        run_benchmark(write(tmp_path, steps=4), source, out, device="cpu", only=None)
+
+
+def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: None) -> None:
+    from nnunet_dualcl.benchmark.run import prepare
+
+    task = tmp_path / "Task01_Other"
+    names = sorted(path.name for path in (source / "labelsTr").iterdir())
+    for role in ("imagesTr", "labelsTr"):
+        (task / role).mkdir(parents=True)
+    for name in names:
+        image = sitk.ReadImage(str(source / "imagesTr" / name.replace(".nii.gz", "_0000.nii.gz")))
+        sitk.WriteImage(image, str(task / "imagesTr" / name))
+        (task / "labelsTr" / name).write_bytes((source / "labelsTr" / name).read_bytes())
+    content = {
+        "name": "Other", "modality": {"0": "MRI"}, "numTraining": len(names), "numTest": 0, "test": [],
+        "labels": {"0": "background", "1": "organ_a", "2": "organ_b", "3": "nodule"},
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+    }  # fmt: skip
+    (task / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    protocol = Protocol.from_yaml(write(tmp_path))
+    out = tmp_path / "out"
+    with nnunet_folders(out, results=out / "unused"):
+        prepare(protocol, task, out)
+    raw = out / "nnUNet_raw" / "Dataset009_Tiny"
+    assert len(list((raw / "imagesTs").iterdir())) == 2
+    assert len(list((raw / "imagesTr").iterdir())) == 4
+    case = next((raw / "imagesTs").iterdir())
+    ours = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(task / "imagesTr" / case.name.replace("_0000", ""))))
+    assert np.array_equal(ours, theirs)
+
+
+def test_a_source_without_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DualCLError, match="has no imagesTr and labelsTr"):
+        run_benchmark(write(tmp_path), tmp_path, tmp_path / "out", device="cpu", only=None)

@@ -1,0 +1,192 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_store import HEAD_DICE, case_rows, write_job, write_store
+
+from nnunet_dualcl.benchmark.results import load_results
+from nnunet_dualcl.benchmark.summary import (
+    POOLED,
+    Section,
+    add_corrected,
+    arm_rows,
+    comparison_rows,
+    notes,
+    sections,
+    worst_and_median,
+)
+
+UPPER = "stock (all labels)"
+BASELINES = ("stock", "teacher")
+
+
+def the_section(folder: Path, **options: Any) -> Section:
+    (section,) = sections(
+        load_results(folder), **{"baselines": BASELINES, "lower": "stock", "upper": "stock", **options}
+    )
+    return section
+
+
+def by_arm(section: Section) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in arm_rows(section)}
+
+
+def notes_of(folder: Path, **options: Any) -> list[str]:
+    return notes(the_section(folder, **options), load_results(folder))
+
+
+# ---- sections
+
+
+def test_arms_stand_in_the_order_of_the_tables(tmp_path: Path) -> None:
+    section = the_section(write_store(tmp_path))
+    assert section.arms == ("stock", "teacher", "dualcl", UPPER)
+    assert (section.labeled, section.focus, section.compared) == (3, "dualcl", ("dualcl",))
+    assert (section.lower, section.upper) == ("stock", UPPER)
+
+
+def test_one_section_a_number_of_labeled_cases(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    write_job(tmp_path, "dualcl", 10, 0, case_rows((0.8, 0.8, 0.8)))
+    few, more = sections(load_results(tmp_path), BASELINES, "stock", "stock")
+    assert (few.labeled, more.labeled) == (3, 10)
+    assert more.arms == ("dualcl", UPPER)
+
+
+def test_all_labels_get_a_section_where_other_arms_have_them_too(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    write_job(tmp_path, "dualcl", "all", 0, case_rows((0.8, 0.8, 0.8)))
+    few, everything = sections(load_results(tmp_path), BASELINES, "stock", "stock")
+    assert few.arms[-1] == UPPER
+    assert (everything.labeled, everything.arms) == ("all", ("dualcl", "stock"))
+
+
+def test_an_upper_bound_with_as_many_labels(tmp_path: Path) -> None:
+    write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key[1] == 3})
+    section = the_section(tmp_path, upper="teacher", baselines=("stock",))
+    assert (section.arms, section.upper) == (("stock", "dualcl", "teacher"), "teacher")
+    assert by_arm(section)["teacher"]["gap_closed"] == pytest.approx(1)
+
+
+# ---- means
+
+
+def test_means_by_hand(tmp_path: Path) -> None:
+    """A case counts by the mean of the labels that it has: head - 0.05, or the head alone in NA."""
+    rows = by_arm(the_section(write_store(tmp_path)))
+    draws = [(0.65 + 0.70 + 0.80) / 3, (0.59 + 0.65 + 0.70) / 3]
+    ours = rows["dualcl"]
+    assert ours["dice"] == pytest.approx(np.mean(draws))
+    assert ours["dice_sd"] == pytest.approx(abs(draws[0] - draws[1]) / np.sqrt(2))
+    assert ours["per_class"]["head"]["dice"] == pytest.approx((0.70 + 0.75 + 0.80 + 0.64 + 0.70 + 0.70) / 6)
+    assert ours["per_class"]["tail"]["dice"] == pytest.approx((0.60 + 0.65 + 0.54 + 0.60) / 4)
+    assert ours["hd95_mm"] == pytest.approx(10 * (1 - np.mean(draws)))
+    assert (ours["draws"], ours["jobs"]) == ([0, 1], 2)
+    assert (ours["wall_seconds"], ours["peak_memory_mib"], ours["samples_per_second"]) == (110, 200.5, 8)
+
+
+def test_the_gap_by_hand(tmp_path: Path) -> None:
+    rows = by_arm(the_section(write_store(tmp_path)))
+    lower = (0.55 + 0.65 + 0.80 + 0.57 + 0.61 + 0.76) / 6
+    upper = (0.85 + 0.87 + 0.94) / 3
+    assert rows["dualcl"]["gap_closed"] == pytest.approx((rows["dualcl"]["dice"] - lower) / (upper - lower))
+    assert (rows["stock"]["gap_closed"], rows[UPPER]["gap_closed"]) == (0, 1)
+
+
+def test_the_gap_is_of_the_draws_that_both_have(tmp_path: Path) -> None:
+    write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key != ("dualcl", 3, 1)})
+    ours = by_arm(the_section(tmp_path))["dualcl"]
+    lower, upper = (0.55 + 0.65 + 0.80) / 3, (0.85 + 0.87 + 0.94) / 3
+    assert ours["gap_closed"] == pytest.approx((2.15 / 3 - lower) / (upper - lower))
+    assert np.isnan(ours["dice_sd"])
+
+
+def test_seeds_of_a_draw_are_averaged_first(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    job = write_job(tmp_path, "dualcl", 3, 7, case_rows((0.9, 0.9, 0.9)))
+    job.rename(job.with_name("again"))
+    record = job.with_name("again") / "job.json"
+    record.write_text(
+        record.read_text().replace("dualcl_3_7", "again").replace('"draw": 7, "seed": 0', '"draw": 1, "seed": 1')
+    )
+    ours = by_arm(the_section(tmp_path))["dualcl"]
+    second = (np.mean([0.59, 0.65, 0.70]) + np.mean([0.85, 0.85, 0.9])) / 2
+    assert ours["dice"] == pytest.approx((2.15 / 3 + second) / 2)
+    assert (ours["draws"], ours["jobs"]) == ([0, 1], 3)
+
+
+# ---- comparisons
+
+
+def test_paired_differences_by_hand(tmp_path: Path) -> None:
+    rows = comparison_rows(the_section(write_store(tmp_path)))
+    add_corrected(rows)
+    assert [(row["baseline"], row["draw"]) for row in rows] == [
+        (baseline, draw) for baseline in BASELINES for draw in (0, 1, POOLED)
+    ]
+    found = pd.DataFrame(rows).set_index(["baseline", "draw"])
+    np.testing.assert_allclose(found.loc["stock", "mean_difference"], [0.05, 0, 0.025], atol=1e-12)
+    np.testing.assert_allclose(found.loc["teacher", "mean_difference"], [0.07 / 3, 0.02 / 3, 0.015], atol=1e-12)
+    counts = found.loc["stock", ["wins", "ties", "losses", "cases"]]
+    assert counts.to_numpy().tolist() == [[2, 1, 0, 3], [2, 0, 1, 3], [2, 0, 1, 3]]
+    # signed ranks of three differences: the negative one is the smallest, then the second
+    assert found.loc[("stock", POOLED), "p_value"] == pytest.approx(0.5)
+    assert found.loc[("teacher", POOLED), "p_value"] == pytest.approx(0.75)
+    np.testing.assert_allclose(found["corrected_p"], [np.nan, np.nan, 0.75] * 2)
+    # pooled differences of the cases: 0.06, 0.045 and -0.03
+    low, high = found.loc[("stock", POOLED), ["low", "high"]]
+    assert -0.03 <= low < 0.025 < high <= 0.06
+
+
+def test_only_draws_that_both_have_are_compared(tmp_path: Path) -> None:
+    write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key != ("teacher", 3, 0)})
+    rows = [row for row in comparison_rows(the_section(tmp_path)) if row["baseline"] == "teacher"]
+    assert [row["draw"] for row in rows] == [1, POOLED]
+    assert "3 labeled: 'dualcl' and 'teacher' are not compared in draw 0; one lacks it." in notes_of(tmp_path)
+
+
+# ---- what is missing or unequal
+
+
+def test_a_complete_store_needs_no_notes(tmp_path: Path) -> None:
+    assert notes_of(write_store(tmp_path)) == []
+
+
+def test_missing_bounds_and_baselines_are_named(tmp_path: Path) -> None:
+    write_store(tmp_path, {("dualcl", 3, 0): (0.7, 0.7, 0.7)})
+    assert notes_of(tmp_path) == [
+        "3 labeled: the lower bound 'stock' has no finished job; the share of the gap is not computed.",
+        "3 labeled: the upper bound 'stock' has no finished job; the share of the gap is not computed.",
+        "3 labeled: the baseline 'stock' has no finished job; nothing is compared with it.",
+        "3 labeled: the baseline 'teacher' has no finished job; nothing is compared with it.",
+    ]
+    section = the_section(tmp_path)
+    assert comparison_rows(section) == []
+    assert np.isnan(by_arm(section)["dualcl"]["gap_closed"])
+
+
+def test_unequal_treatment_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key[0] != "dualcl"})
+    split = {"train": ["tr_7"], "val": ["val_0"], "unlabeled": [], "test": ["001", "002", "NA"]}
+    write_job(tmp_path, "dualcl", 3, 0, case_rows((0.7, 0.7, 0.7)), steps=900, split=split)
+    found = notes_of(tmp_path)
+    assert "3 labeled: arms differ in steps: 500 (stock, stock (all labels), teacher); 900 (dualcl)." in found
+    assert "3 labeled: in draw 0, arms differ in their 'train' cases." in found
+
+
+# ---- cases to show
+
+
+def test_worst_and_median_are_of_the_focus_arm(tmp_path: Path) -> None:
+    section = the_section(write_store(tmp_path))
+    assert worst_and_median(section) == {"worst": "001", "median": "002"}
+    swapped = {**HEAD_DICE, ("dualcl", 3, 0): (0.7, 0.2, 0.5), ("dualcl", 3, 1): (0.7, 0.2, 0.5)}
+    section = the_section(write_store(tmp_path / "other", swapped))
+    assert worst_and_median(section) == {"worst": "002", "median": "NA"}
+
+
+def test_the_focus_is_a_baseline_where_nothing_else_is_finished(tmp_path: Path) -> None:
+    write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key[0] != "dualcl"})
+    assert the_section(tmp_path).focus == "stock"

@@ -1,0 +1,154 @@
+"""The documentation says what the code does: links, commands, tables."""
+
+import argparse
+import dataclasses
+import os
+import re
+import shlex
+import sys
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Lines of the page's bash blocks, without comments and `eval "$(...)"` around them."""
+    lines = []
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        lines += [re.sub(r'^eval "\$\((.*)\)"$', r"\1", line) for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def table(name: str) -> list[list[str]]:
+    """Cells of a page's only table, without its header."""
+    rows = [line.strip("|").split("|") for line in read(name).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def in_backticks(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    relative = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
+# ---- commands
+
+
+class ParsedError(Exception):
+    """Raised once a command line is parsed, before anything runs."""
+
+
+COMMANDS = [
+    pytest.param([word for word in words if not re.match(r"\w+=", word)], id=f"{page.stem}: {' '.join(words)}")
+    for page in PAGES
+    for line in shell_lines(page)
+    if re.match(r"(\w+=\S+ )?(dualcl|nnUNetv2_\w+) ", line)
+    for words in [shlex.split(line, comments=True)]
+]
+
+
+def test_the_commands_are_found() -> None:
+    programs = {f"{words[0]} {words[1]}" if words[0] == "dualcl" else words[0] for (words,) in
+                (parameters.values for parameters in COMMANDS)}  # fmt: skip
+    ours = {f"dualcl {name}" for name in ("env", "doctor", "split", "preprocess", "train", "predict", "export")}
+    assert programs >= ours | {"nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_plan_and_preprocess"}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the parser of the command itself: ours, or nnU-Net's (also for `dualcl train` and `dualcl predict`)."""
+    original = argparse.ArgumentParser.parse_known_args
+
+    def parse_only(self: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
+        known, unknown = original(self, *arguments, **options)
+        if not self.add_help:  # takes --config alone and leaves the rest to nnU-Net
+            return known, unknown
+        assert unknown == []
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(tmp_path)
+    for file in [after for flag, after in pairwise(words) if flag == "--config"]:
+        Path(file).touch()
+    (program,) = entry_points(group="console_scripts", name=words[0])
+    with pytest.raises(ParsedError):
+        program.load()()
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_wrong_command_would_be_noticed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([command, "4", "3d_fullres", "0", "--such_a_flag"])
+    assert "usage: dualcl" in capsys.readouterr().err
+
+
+# ---- make, and the run that starts from nothing
+
+
+def test_make_targets_exist() -> None:
+    code = [*shell_lines(README), *in_backticks(README.read_text(encoding="utf-8"))]
+    named = {target for text in code for target in re.findall(r"^make (\w+)", text)}
+    assert {"demo", "test"} <= named <= set(re.findall(r"^(\w+):", read("Makefile"), re.M))
+
+
+def test_the_run_from_nothing_runs_the_readmes_tests() -> None:
+    assert "make test" in [line.split("#")[0].strip() for line in shell_lines(README)]
+    assert "make test" in read(".ci/run").splitlines()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# ---- tables
+
+
+def test_the_map_names_files_that_exist() -> None:
+    paths = [path for row in table("docs/data_flow.md") for path in in_backticks(row[2]) if "/" in path]
+    assert len(paths) >= 9
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = [name for name in in_backticks(read("docs/data_flow.md")) if name.endswith(".py") and "/" not in name]
+    assert [name for name in modules if not list((ROOT / "nnunet_dualcl").rglob(name))] == []
+
+
+def test_the_reference_lists_every_field_with_its_default() -> None:
+    rows = {in_backticks(row[0])[0]: row for row in table("docs/reference/config.md")}
+    fields = dataclasses.fields(DualCLConfig)
+    assert list(rows) == [field.name for field in fields]
+    hints = get_type_hints(DualCLConfig)
+    for field in fields:
+        default = yaml.safe_load(in_backticks(rows[field.name][1])[0])
+        assert (default, type(default)) == (field.default, type(field.default)), field.name
+        if get_origin(hints[field.name]) is Literal:
+            assert set(in_backticks(rows[field.name][2])) == set(get_args(hints[field.name])), field.name
+
+
+def test_the_overridden_methods_are_listed() -> None:
+    listed = [name for row in table("docs/extension_points.md") for name in in_backticks(row[0])]
+    overridden = {name for name, value in vars(DualCLTrainer).items()
+                  if hasattr(nnUNetTrainer, name) and callable(getattr(DualCLTrainer, name))}  # fmt: skip
+    assert sorted(listed) == sorted(overridden)

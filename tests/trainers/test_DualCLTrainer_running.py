@@ -1,0 +1,227 @@
+"""`dualcl train` through nnU-Net's own entry point: validation, continuing, W&B, refusals."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nnunetv2.run.run_training  # noqa: F401 - imported with nnU-Net's own number of processes, which `train` changes
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.layout import TERM_LOG_FILE
+from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`dualcl train` on fold 0 of the toy dataset, without processes for unlabeled cases."""
+    configure(**SHORT)
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", 1)
+    one_thread = SimpleNamespace(cpu_count=lambda: 1)  # with more, tensors this small take longer
+    monkeypatch.setattr("nnunetv2.run.run_training.multiprocessing", one_thread)
+    return lambda *flags: main(["train", "777", "3d_fullres", "0", "-p", "toyPlans", "-device", "cpu", *flags])
+
+
+@pytest.fixture
+def fold(toy: Any) -> Path:
+    return Path(toy.results) / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
+
+
+@pytest.fixture
+def without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: None)
+
+
+def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For nnU-Net's validation, instead of processes, each of which would import torch anew."""
+    stand_in = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
+    for module in ("training.nnUNetTrainer.nnUNetTrainer", "evaluation.evaluate_predictions"):
+        monkeypatch.setattr(f"nnunetv2.{module}.multiprocessing", stand_in)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """First arguments of every call of a method of nnU-Net's trainer, from now on."""
+    original, calls = getattr(nnUNetTrainer, name), []
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        calls.append(arguments[0] if arguments else None)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(nnUNetTrainer, name, counted)
+    return calls
+
+
+def validation_dice(fold: Path) -> dict[str, Any]:
+    summary = json.loads((fold / "validation" / "summary.json").read_text(encoding="utf-8"))
+    assert [Path(case["prediction_file"]).name for case in summary["metric_per_case"]] == ["val_0.nii.gz"]
+    return {label: metrics["Dice"] for label, metrics in summary["mean"].items()}
+
+
+def test_validation_with_probabilities_alone_and_of_the_best(
+    train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--npz") == 0  # with nnU-Net's processes
+    first = validation_dice(fold)
+    assert set(first) == {"1", "2"}
+    with np.load(fold / "validation" / "val_0.npz") as stored:
+        probabilities = stored["probabilities"]
+    segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(fold / "validation" / "val_0.nii.gz")))
+    assert probabilities.shape == (3, *segmentation.shape)
+    assert probabilities.sum(0) == pytest.approx(1, abs=1e-3)
+    assert np.array_equal(probabilities.argmax(0), segmentation)
+
+    use_threads(monkeypatch)
+    monkeypatch.delenv("DUALCL_CONFIG")  # the configuration comes from the checkpoint
+    trained, loaded = count_calls(monkeypatch, "train_step"), count_calls(monkeypatch, "load_checkpoint")
+    for flags, checkpoints in (
+        (["--val"], ["checkpoint_final.pth"]),
+        (["--val", "--val_best"], ["checkpoint_final.pth", "checkpoint_best.pth"]),
+    ):
+        shutil.rmtree(fold / "validation")
+        loaded.clear()
+        assert train(*flags) == 0
+        assert [Path(file).name for file in loaded] == checkpoints
+        dice = validation_dice(fold)
+        assert dice == pytest.approx(first) if flags == ["--val"] else set(dice) == {"1", "2"}
+        assert not list((fold / "validation").glob("*.npz"))
+    assert trained == []
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_an_interrupted_training_continues(train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = nnUNetTrainer.on_epoch_end
+
+    def stop(self: Any) -> None:
+        self.save_every = 1
+        original(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "on_epoch_end", stop)
+        assert train() == 130
+    assert sorted(path.name for path in fold.glob("*.pth")) == ["checkpoint_best.pth", "checkpoint_latest.pth"]
+    steps, loaded = count_calls(monkeypatch, "train_step"), count_calls(monkeypatch, "load_checkpoint")
+    assert train("--c") == 0
+    assert [Path(file).name for file in loaded] == ["checkpoint_latest.pth"]
+    assert len(steps) == SHORT["num_iterations_per_epoch"]
+    assert [row["epoch"] for row in csv.DictReader((fold / TERM_LOG_FILE).open())] == ["0", "1"]
+    logged = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
+    assert {len(values) for values in logged.values()} == {2}
+
+
+# ---- W&B
+
+
+class Run:
+    """Stands in for a run of W&B and keeps what reaches it."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, int, Any]] = []
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.step = 0
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged += [(key, step, value) for key, value in values.items()]
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_terms_reach_wandb_beside_nnunets_values(train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    monkeypatch.setattr(
+        "nnunetv2.training.logging.nnunet_logger.wandb", SimpleNamespace(init=lambda **_: run), raising=False
+    )
+    assert train() == 0
+    ours = {f"dualcl/{name}" for name in (*TERMS, *OBSERVATIONS, *(f"weight_{term}" for term in TERMS))}
+    nnunets = {
+        "mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region/class_1", "dice_per_class_or_region/class_2",
+        "train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps",
+    }  # fmt: skip
+    expected = ours | nnunets | {"dualcl/epoch", "dualcl/total"}
+    assert sorted((key, step) for key, step, _ in run.logged) == sorted((key, e) for key in expected for e in range(2))
+    values = {(key, step): value for key, step, value in run.logged}
+    for row in csv.DictReader((fold / TERM_LOG_FILE).open()):
+        epoch = int(row["epoch"])
+        assert {name: values[f"dualcl/{name}", epoch] for name in row} == {key: float(row[key]) for key in row}
+        assert values["train_losses", epoch] == pytest.approx(float(row["total"]))
+
+
+# ---- refusals
+
+
+def write(images: Path, case: str, array: np.ndarray, channels: int = 2) -> None:
+    for channel in range(channels):
+        image = sitk.GetImageFromArray(array.astype(np.float32))
+        sitk.WriteImage(image, str(images / f"{case}_{channel:04d}.nii.gz"))
+
+
+def one_channel(images: Path) -> None:
+    write(images, "broken", np.ones((9, 17, 21)), channels=1)
+
+
+def not_a_number(images: Path) -> None:
+    array = np.ones((9, 17, 21))
+    array[1, 2, 3] = np.nan
+    write(images, "broken", array)
+
+
+def one_slice(images: Path) -> None:
+    write(images, "broken", np.ones((1, 17, 21)))
+
+
+def flat(images: Path) -> None:
+    write(images, "broken", np.ones((17, 21)))
+
+
+def four_axes(images: Path) -> None:
+    for channel in range(2):
+        series = sitk.JoinSeries([sitk.GetImageFromArray(np.ones((9, 17, 21), np.float32))] * 3)
+        sitk.WriteImage(series, str(images / f"broken_{channel:04d}.nii.gz"))
+
+
+def unreadable(images: Path) -> None:
+    for channel in range(2):
+        (images / f"broken_{channel:04d}.nii.gz").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (one_channel, "a channel: broken (broken_0000.nii.gz in {images}). dataset.json names 2 channel(s): T1, T2;"),
+        (four_axes, "{images}/broken_0001.nii.gz: 6 channels in these files, dataset.json names 2; split 4D images"),
+        (not_a_number, "broken ({images}/broken_0000.nii.gz, {images}/broken_0001.nii.gz: 1 voxels are NaN"),
+        (one_slice, "{images}/broken_0001.nii.gz: a single slice (shape (1, 17, 21)) among 3D images"),
+        (flat, "{images}/broken_0001.nii.gz: a single slice (shape (1, 17, 21)) among 3D images"),
+        (unreadable, "broken ({images}/broken_0000.nii.gz, {images}/broken_0001.nii.gz: "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_unusable_unlabeled_image_stops_before_training(
+    toy: Any,
+    train: Train,
+    fold: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = toy.raw / "imagesUnlabeled"
+    spoil(images)
+    assert train() == 2
+    error = capsys.readouterr().err
+    assert "dualcl: error: " in error
+    assert message.format(images=images) in error
+    assert all(path.name.startswith("training_log") for path in fold.parent.rglob("*") if path.is_file())
+    assert not list(toy.preprocessed.rglob("*broken*"))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_dualcl.training.mixing import copy_paste
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels
+
+CLASSES, IGNORE, SHAPE = 3, 3, (10, 20, 30)
+EDGES = {1.0: SHAPE, 0.67: (7, 13, 20), 0.5: (5, 10, 15), 1e-6: (1, 1, 1)}  # round(fraction * size), at least 1
+
+
+def case(unlabeled: int = 2, labeled: int = 2, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
+    """Every voxel of every patch has its own intensity, below 0 in unlabeled patches and above in labeled ones."""
+    generator = torch.Generator().manual_seed(0)
+    images, labeled_images = (
+        sign * (1 + torch.arange(count * 2 * np.prod(shape), dtype=torch.float32)).reshape(count, 2, *shape)
+        for sign, count in ((-1, unlabeled), (1, labeled))
+    )
+    return {
+        "images": images,
+        "pseudo_labels": PseudoLabels(
+            torch.randint(CLASSES, (unlabeled, *shape), generator=generator),
+            torch.rand(unlabeled, *shape, generator=generator) < 0.5,
+        ),
+        "labeled_images": labeled_images,
+        "truth": torch.randint(-1, CLASSES + 1, (labeled, *shape), generator=generator, dtype=torch.int16),
+    }
+
+
+def mix(arguments: dict[str, Any], *, fraction: float = 0.67, seed: int = 0) -> tuple[torch.Tensor, PseudoLabels]:
+    generator = np.random.default_rng(seed)
+    return copy_paste(**arguments, num_classes=CLASSES, fraction=fraction, generator=generator)
+
+
+def pasted_into(images: torch.Tensor) -> torch.Tensor:
+    """Where each patch shows its labeled partner; both channels agree."""
+    assert torch.equal(images[:, 0] > 0, images[:, 1] > 0)
+    return images[:, 0] > 0
+
+
+def box_of(inside: torch.Tensor) -> tuple[tuple[int, int], ...]:
+    """First and last index on each axis of a mask that must be a filled box."""
+    where = inside.nonzero()
+    box = tuple((int(column.min()), int(column.max())) for column in where.T)
+    assert len(where) == np.prod([last - first + 1 for first, last in box])
+    return box
+
+
+@pytest.mark.parametrize("fraction", EDGES)
+def test_even_patches_get_a_cuboid_odd_ones_keep_theirs(fraction: float) -> None:
+    pasted = pasted_into(mix(case(unlabeled=4), fraction=fraction)[0])
+    for index, patch in enumerate(pasted):
+        box = box_of(~patch if index % 2 else patch)
+        assert tuple(last - first + 1 for first, last in box) == EDGES[fraction]
+
+
+def test_two_axes() -> None:
+    pasted = pasted_into(mix(case(shape=(20, 30)))[0])
+    for inside in (pasted[0], ~pasted[1]):
+        assert [last - first + 1 for first, last in box_of(inside)] == [13, 20]
+
+
+def test_cuboids_take_every_place_and_differ_within_a_batch() -> None:
+    arguments = case()
+    boxes = []
+    for seed in range(100):
+        pasted = pasted_into(mix(arguments, seed=seed)[0])
+        boxes.append((box_of(pasted[0]), box_of(~pasted[1])))
+    for axis, (size, edge) in enumerate(zip(SHAPE, EDGES[0.67], strict=True)):
+        assert {box[axis][0] for pair in boxes for box in pair} == set(range(size - edge + 1))
+    assert sum(even == odd for even, odd in boxes) < 10
+
+
+@pytest.mark.parametrize(("unlabeled", "labeled"), [(2, 2), (5, 2), (2, 3)])
+def test_labels_and_reliable_follow_the_pixels(unlabeled: int, labeled: int) -> None:
+    arguments = case(unlabeled, labeled)
+    images, (labels, reliable) = mix(arguments)
+    assert labels.dtype == torch.int64
+    assert reliable.dtype == torch.bool
+    before, truth = arguments["pseudo_labels"], arguments["truth"]
+    for index, pasted in enumerate(pasted_into(images)):
+        partner = index % labeled
+        expected = torch.where(pasted, arguments["labeled_images"][partner], arguments["images"][index])
+        assert torch.equal(images[index], expected)
+        assert torch.equal(labels[index][pasted], truth[partner][pasted].long())
+        assert torch.equal(labels[index][~pasted], before.labels[index][~pasted])
+        is_class = (truth[partner] >= 0) & (truth[partner] < CLASSES)
+        assert torch.equal(reliable[index][pasted], is_class[pasted])
+        assert torch.equal(reliable[index][~pasted], before.reliable[index][~pasted])
+
+
+def test_ignored_voxels_are_never_reliable() -> None:
+    arguments = case()
+    arguments["truth"] = torch.full_like(arguments["truth"], IGNORE)
+    arguments["pseudo_labels"] = PseudoLabels(arguments["pseudo_labels"].labels, torch.ones(2, *SHAPE).bool())
+    images, mixed = mix(arguments)
+    assert torch.equal(mixed.reliable, ~pasted_into(images))
+
+
+def test_the_whole_patch() -> None:
+    arguments = case()
+    images, mixed = mix(arguments, fraction=1.0)
+    assert torch.equal(images[0], arguments["labeled_images"][0])
+    assert torch.equal(mixed.labels[0], arguments["truth"][0].long())
+    assert torch.equal(images[1], arguments["images"][1])
+    assert torch.equal(mixed.labels[1], arguments["pseudo_labels"].labels[1])
+    assert torch.equal(mixed.reliable[1], arguments["pseudo_labels"].reliable[1])
+
+
+def test_arguments_are_left_as_they_are() -> None:
+    arguments, untouched = case(), case()
+    mix(arguments)
+    for name in ("images", "labeled_images", "truth"):
+        assert torch.equal(arguments[name], untouched[name])
+    for part, expected in zip(arguments["pseudo_labels"], untouched["pseudo_labels"], strict=True):
+        assert torch.equal(part, expected)
+
+
+def test_one_generator_state_one_result() -> None:
+    first, again, other = (mix(case(), seed=seed) for seed in (5, 5, 6))
+    for one, two, three in zip((first[0], *first[1]), (again[0], *again[1]), (other[0], *other[1]), strict=True):
+        assert torch.equal(one, two)
+        assert not torch.equal(one, three)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    mix(case())
+    assert torch.equal(torch.get_rng_state(), before)
