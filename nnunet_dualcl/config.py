@@ -36,8 +36,9 @@ class DualCLConfig:
     initial_lr: float = 1e-2
     """Learning rate at step 0 of nnU-Net's polynomial schedule (nnU-Net's default)."""
     seed: int = 0
-    """Seed of weights, batches and sampling. Bit-equal repeats need ``nnUNet_n_proc_DA=0`` and a deterministic
-    device; with augmentation workers the order of batches depends on timing."""
+    """Seed of weights, batches and sampling. Repeats need ``nnUNet_n_proc_DA=0`` and a deterministic device; with
+    augmentation workers the order of batches depends on timing. nnU-Net's blur picks its algorithm by the clock, which
+    changes voxels by rounding."""
 
     unlabeled_batch_size: int | None = None
     """Unlabeled patches a step; null means as many as labeled ones."""
@@ -160,7 +161,8 @@ class DualCLConfig:
     @property
     def uses_teacher(self) -> bool:
         """Whether a moving average of the network labels the unlabeled patches."""
-        return self.uses_unlabeled and self.pseudo_label_source == "teacher"
+        labels_matter = self.pseudo_label_weight > 0 or self.contrastive_weight > 0
+        return labels_matter and self.pseudo_label_source == "teacher"
 
     @classmethod
     def paper(cls, **overrides: Any) -> DualCLConfig:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
 
 NAME = "Dataset777_Toy"
 LABELED = ("lab_0", "lab_1", "lab_2")
@@ -190,11 +191,14 @@ def toy(_toy_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(f"nnUNet_{variable}", str(root / folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    for module in ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_dualcl.trainers.DualCLTrainer"):
-        # both read nnUNet_def_n_proc when they are imported
+    # each reads nnUNet_def_n_proc when it is imported; the last is read anew by the trainer that nnU-Net finds by -tr
+    modules = ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_dualcl.trainers.DualCLTrainer")
+    for module in (*modules, "nnunetv2.configuration"):
         monkeypatch.setattr(f"{module}.default_num_processes", 1)
     monkeypatch.delenv("DUALCL_CONFIG", raising=False)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    # nnU-Net's blur times two algorithms and takes the faster; they round differently
+    monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", staticmethod(blur_dimension))
     threads = torch.get_num_threads()
     yield Toy(root)
     torch.set_num_threads(threads)

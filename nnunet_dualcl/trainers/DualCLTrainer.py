@@ -106,6 +106,7 @@ class DualCLTrainer(nnUNetTrainer):
             self.config,
             num_classes=self.label_manager.num_segmentation_heads,
             total_steps=self.num_epochs * self.num_iterations_per_epoch,
+            batch_dice=self.configuration_manager.batch_dice,
         )
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -185,23 +186,23 @@ class DualCLTrainer(nnUNetTrainer):
         """nnU-Net's step on the labeled and the unlabeled patches together."""
         step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self.loss.step = step
-        keys = list(batch["keys"])
-        if self.config.uses_unlabeled:
-            keys += list(batch["unlabeled_keys"])
-            labeled, unlabeled = (batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data"))
-            if self.teacher is not None:
-                weak = batch.get("unlabeled_weak")
-                weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
-                unlabeled = self._taught(labeled, batch["target"], weak, unlabeled)
-            batch = {**batch, "data": torch.cat((labeled, unlabeled))}
-        result: dict[str, Any] = super().train_step(batch)
+        joint = {**batch, "data": self._both_halves(batch)} if self.config.uses_unlabeled else batch
+        result: dict[str, Any] = super().train_step(joint)
         if self.teacher is not None:
             self.teacher.update(self.dual_network, step)
         self._iteration += 1
-        self._stop_if_not_finite(result["loss"], batch["data"], keys)
+        self._stop_if_not_finite(result["loss"], batch)
         if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
         return result
+
+    def _both_halves(self, batch: dict[str, Any]) -> torch.Tensor:
+        labeled, unlabeled = (batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data"))
+        if self.teacher is not None:
+            weak = batch.get("unlabeled_weak")
+            weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
+            unlabeled = self._taught(labeled, batch["target"], weak, unlabeled)
+        return torch.cat((labeled, unlabeled))
 
     def _taught(self, labeled: torch.Tensor, target: Any, weak: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
         """The unlabeled half as the decoders see it; its labels go to the loss."""
@@ -226,10 +227,14 @@ class DualCLTrainer(nnUNetTrainer):
         self.loss.taught = taught
         return strong
 
-    def _stop_if_not_finite(self, loss: np.ndarray, data: torch.Tensor, keys: list[str]) -> None:
+    def _stop_if_not_finite(self, loss: np.ndarray, batch: dict[str, Any]) -> None:
         if np.isfinite(loss):
             return
-        broken = [key for key, image in zip(keys, data, strict=True) if not torch.isfinite(image).all()]
+        seen = list(zip(batch["keys"], batch["data"], strict=True))
+        if self.config.uses_unlabeled:  # as loaded, not as mixed: a pasted voxel would blame the case it came to
+            seen += zip(batch["unlabeled_keys"], batch["unlabeled_data"], strict=True)
+        keys = [str(key) for key, _ in seen]
+        broken = [str(key) for key, image in seen if not torch.isfinite(image).all()]
         culprit = f"non-finite voxels in {', '.join(broken)}" if broken else f"cases {', '.join(keys)}"
         raise DualCLError(
             f"The loss became {float(loss)} in epoch {self.current_epoch}, step {self._iteration}: {culprit}. "

@@ -20,8 +20,9 @@ def copy_paste(
 ) -> tuple[torch.Tensor, PseudoLabels]:
     """Exchange a cuboid between each unlabeled patch and a labeled one.
 
-    Even patches get the cuboid of their labeled partner, odd ones keep theirs and get the partner's surroundings.
-    Pasted voxels carry the truth and are reliable where it is one of the classes.
+    Every other patch gets the cuboid of its labeled partner, the rest keep theirs and get the partner's surroundings;
+    which come first is drawn, because nnU-Net forces the last patches of a batch onto foreground. Pasted voxels carry
+    the truth and are reliable where it is one of the classes.
 
     Args:
         images: (B_u, channels, *) unlabeled patches.
@@ -29,7 +30,7 @@ def copy_paste(
         labeled_images: (B, channels, *); patch i of the unlabeled half meets patch i modulo B.
         truth: integer (B, *) of the labeled patches.
         num_classes: C; other labels, such as the ignore label, are unreliable.
-        fraction: edge length of the cuboid as a share of the patch's, for each axis.
+        fraction: edge length of the cuboid as a share of the patch's, for each axis; at least one voxel.
         generator: draws the cuboids' places on the host.
 
     Returns:
@@ -39,11 +40,12 @@ def copy_paste(
     """
     images, labels, reliable = images.clone(), pseudo_labels.labels.clone(), pseudo_labels.reliable.clone()
     shape = images.shape[2:]
+    first = int(generator.integers(2))
     for index in range(images.shape[0]):
         partner = index % labeled_images.shape[0]
         pasted = torch.zeros(shape, dtype=torch.bool, device=images.device)
         pasted[_cuboid(shape, fraction, generator)] = True
-        if index % 2 == 1:
+        if (index + first) % 2 == 1:
             pasted = ~pasted
         known = truth[partner].long()
         images[index] = torch.where(pasted, labeled_images[partner], images[index])

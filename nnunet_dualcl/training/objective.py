@@ -64,7 +64,15 @@ class SemiSupervisedLoss(nn.Module):
     prototypes: torch.Tensor
     present: torch.Tensor
 
-    def __init__(self, supervised: nn.Module, config: DualCLConfig, *, num_classes: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        supervised: nn.Module,
+        config: DualCLConfig,
+        *,
+        num_classes: int,
+        total_steps: int,
+        batch_dice: bool = False,
+    ) -> None:
         """Wrap nnU-Net's loss.
 
         Args:
@@ -72,6 +80,7 @@ class SemiSupervisedLoss(nn.Module):
             config: weights and options.
             num_classes: segmentation heads C.
             total_steps: length of training in steps; the ramp and the unreliable fraction follow it.
+            batch_dice: whether L_u's Dice pools the patches of a batch, as the plans say of nnU-Net's own.
         """
         super().__init__()
         self.supervised = supervised
@@ -84,7 +93,9 @@ class SemiSupervisedLoss(nn.Module):
         self.judged: PseudoLabels | None = None
         """The teacher's labels of the labeled half, where they are to be compared with the truth."""
         self.last_values: torch.Tensor | None = None
-        self.dice = MemoryEfficientSoftDiceLoss(softmax_helper_dim1, do_bg=False, smooth=1e-5, ddp=False)
+        self.dice = MemoryEfficientSoftDiceLoss(
+            softmax_helper_dim1, batch_dice=batch_dice, do_bg=False, smooth=1e-5, ddp=False
+        )
         # one set of prototypes a decoder (2, C, D); D is known from the first features
         self.register_buffer("prototypes", torch.zeros(2, num_classes, 0))
         self.register_buffer("present", torch.zeros(2, num_classes, dtype=torch.bool))
@@ -194,8 +205,8 @@ class SemiSupervisedLoss(nn.Module):
             given = _sampled(self.taught, positions)
             judged = None if self.judged is None else _sampled(self.judged, positions)
         truth_here = truth.flatten(1)[:, positions]
-        trusted = a.labels == b.labels
-        trusted[:num_labeled] = True
+        agreed = (a.labels == b.labels)[num_labeled:] & (given.labels == a.labels[num_labeled:])
+        trusted = torch.cat((torch.ones_like(truth_here, dtype=torch.bool), agreed))
         return _Sample(positions, seen, predicted, given, judged, truth_here, trusted)
 
     def _contrast(self, features: list[torch.Tensor], sample: _Sample) -> torch.Tensor:

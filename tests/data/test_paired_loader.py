@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from nnunet_dualcl.data.paired_loader import augment
+from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 
-def start(toy: Any, configure: Any, configuration: str = "3d_fullres") -> Any:
-    configure(num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1)
+def start(toy: Any, configure: Any, configuration: str = "3d_fullres", **values: Any) -> Any:
+    configure(num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1, **values)
     trainer = toy.trainer(DualCLTrainer, configuration)
     trainer.on_train_start()
     return trainer
@@ -37,11 +38,18 @@ def test_unlabeled_patches_are_augmented_and_placed_uniformly(
 ) -> None:
     loader = start(toy, configure, configuration).dataloader_train.data_loader
     assert loader.unlabeled.oversample_foreground_percent == 0
-    assert loader.unlabeled.transforms is loader.labeled.transforms
+    assert isinstance(loader.unlabeled.transforms, TwoViews)
+    assert loader.unlabeled.transforms.transforms is loader.labeled.transforms.transforms
     assert np.array_equal(loader.unlabeled.patch_size, loader.labeled.patch_size)
     batch = next(loader)
-    assert batch["unlabeled_data"].shape == (2, 2, *patch)
-    assert torch.isfinite(batch["unlabeled_data"]).all()
+    for view in ("unlabeled_data", "unlabeled_weak"):
+        assert batch[view].shape == (2, 2, *patch)
+        assert torch.isfinite(batch[view]).all()
+    assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_weak", "unlabeled_keys"}
+
+
+def test_one_view_where_nobody_needs_two(toy: Any, configure: Any) -> None:
+    batch = next(start(toy, configure, "3d_fullres", teacher_view="same").dataloader_train.data_loader)
     assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_keys"}
 
 

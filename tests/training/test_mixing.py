@@ -36,6 +36,15 @@ def mix(arguments: dict[str, Any], *, fraction: float = 0.67, seed: int = 0) -> 
     return copy_paste(**arguments, num_classes=CLASSES, fraction=fraction, generator=generator)
 
 
+def first_of(seed: int) -> int:
+    """0 where the first patch gets a cuboid, 1 where it keeps one."""
+    return int(np.random.default_rng(seed).integers(2))
+
+
+def test_both_directions_come_first() -> None:
+    assert {first_of(seed) for seed in range(10)} == {0, 1}
+
+
 def pasted_into(images: torch.Tensor) -> torch.Tensor:
     """Where each patch shows its labeled partner; both channels agree."""
     assert torch.equal(images[:, 0] > 0, images[:, 1] > 0)
@@ -51,16 +60,16 @@ def box_of(inside: torch.Tensor) -> tuple[tuple[int, int], ...]:
 
 
 @pytest.mark.parametrize("fraction", EDGES)
-def test_even_patches_get_a_cuboid_odd_ones_keep_theirs(fraction: float) -> None:
+def test_every_other_patch_gets_a_cuboid_and_the_rest_keep_theirs(fraction: float) -> None:
     pasted = pasted_into(mix(case(unlabeled=4), fraction=fraction)[0])
     for index, patch in enumerate(pasted):
-        box = box_of(~patch if index % 2 else patch)
+        box = box_of(~patch if (index + first_of(0)) % 2 else patch)
         assert tuple(last - first + 1 for first, last in box) == EDGES[fraction]
 
 
 def test_two_axes() -> None:
     pasted = pasted_into(mix(case(shape=(20, 30)))[0])
-    for inside in (pasted[0], ~pasted[1]):
+    for inside in (pasted[first_of(0)], ~pasted[1 - first_of(0)]):
         assert [last - first + 1 for first, last in box_of(inside)] == [13, 20]
 
 
@@ -69,7 +78,7 @@ def test_cuboids_take_every_place_and_differ_within_a_batch() -> None:
     boxes = []
     for seed in range(100):
         pasted = pasted_into(mix(arguments, seed=seed)[0])
-        boxes.append((box_of(pasted[0]), box_of(~pasted[1])))
+        boxes.append((box_of(pasted[first_of(seed)]), box_of(~pasted[1 - first_of(seed)])))
     for axis, (size, edge) in enumerate(zip(SHAPE, EDGES[0.67], strict=True)):
         assert {box[axis][0] for pair in boxes for box in pair} == set(range(size - edge + 1))
     assert sum(even == odd for even, odd in boxes) < 10
@@ -104,11 +113,12 @@ def test_ignored_voxels_are_never_reliable() -> None:
 def test_the_whole_patch() -> None:
     arguments = case()
     images, mixed = mix(arguments, fraction=1.0)
-    assert torch.equal(images[0], arguments["labeled_images"][0])
-    assert torch.equal(mixed.labels[0], arguments["truth"][0].long())
-    assert torch.equal(images[1], arguments["images"][1])
-    assert torch.equal(mixed.labels[1], arguments["pseudo_labels"].labels[1])
-    assert torch.equal(mixed.reliable[1], arguments["pseudo_labels"].reliable[1])
+    given, kept = first_of(0), 1 - first_of(0)
+    assert torch.equal(images[given], arguments["labeled_images"][given])
+    assert torch.equal(mixed.labels[given], arguments["truth"][given].long())
+    assert torch.equal(images[kept], arguments["images"][kept])
+    assert torch.equal(mixed.labels[kept], arguments["pseudo_labels"].labels[kept])
+    assert torch.equal(mixed.reliable[kept], arguments["pseudo_labels"].reliable[kept])
 
 
 def test_arguments_are_left_as_they_are() -> None:
