@@ -113,6 +113,7 @@ def batch(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": half[0].to(arguments.device),
         "unlabeled_data": half[1].to(arguments.device),
+        "unlabeled_weak": half[1].to(arguments.device),
         "target": [level.short().to(arguments.device) for level in levels],
         "keys": keys,
         "unlabeled_keys": keys,
@@ -142,6 +143,12 @@ def bare_step(trainer: DualCLTrainer, data: torch.Tensor) -> None:
     loss.item()
 
 
+def teach(trainer: DualCLTrainer, sample: dict[str, Any]) -> torch.Tensor:
+    """What the teacher adds: a forward pass of the unlabeled half, without gradient."""
+    with torch.autocast("cuda") if trainer.device.type == "cuda" else contextlib.nullcontext():
+        return trainer.teacher.logits(sample["unlabeled_weak"])
+
+
 def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str, Callable[[], object]]:
     """Name -> one step."""
     sample = batch(arguments)
@@ -150,9 +157,10 @@ def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str
     if only in (None, "stock", "two_stock_steps"):
         stock = build(nnUNetTrainer, arguments)
         steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
-    if only in (None, "bare_network", "dualcl"):
+    if only in (None, "bare_network", "network_and_teacher", "dualcl"):
         dual = build(DualCLTrainer, arguments)
         steps["bare_network"] = lambda: bare_step(dual, both)
+        steps["network_and_teacher"] = lambda: (teach(dual, sample), bare_step(dual, both))
         steps["dualcl"] = lambda: dual.train_step(dict(sample))
     return steps if only is None else {only: steps[only]}
 
@@ -177,7 +185,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = [{name: timed(step, arguments.device) for name, step in steps.items()} for _ in range(arguments.rounds)]
     ratios = {
         f"dualcl / {other}": statistics.median(row["dualcl"] / row[other] for row in rounds)
-        for other in ("two_stock_steps", "bare_network")
+        for other in ("two_stock_steps", "bare_network", "network_and_teacher")
     }
     return {"seconds": {name: statistics.median(row[name] for row in rounds) for name in steps}, "ratios": ratios}
 
