@@ -18,7 +18,7 @@ from nnunet_dualcl.layout import PROVENANCE_FILE
 
 STOCK_TRAINER = "nnUNetTrainer"
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
-_DROPPED = ("decoder_b.", "_extra_state")
+_DROPPED = ("decoder_b.", "encoder_b.", "_extra_state")
 
 
 def export_stock_model(

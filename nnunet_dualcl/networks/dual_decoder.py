@@ -1,4 +1,4 @@
-"""nnU-Net's U-Net with a second decoder on the same encoder."""
+"""nnU-Net's U-Net with a second decoder, on the same encoder or on one of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class DualOutput(NamedTuple):
 
 
 class DualDecoderUNet(nn.Module):
-    """Wraps a U-Net built by nnU-Net; keeps its names, so dropping ``decoder_b.*`` leaves stock weights.
+    """Wraps a U-Net built by nnU-Net; keeps its names, so dropping ``decoder_b.*`` and
+    ``encoder_b.*`` leaves stock weights.
 
     In training mode ``forward`` returns a :class:`DualOutput` when ``second_decoder`` is on and decoder A's output
     when it is off. In evaluation mode it returns logits as a stock network does: the mean of both decoders' logits,
@@ -35,8 +36,12 @@ class DualDecoderUNet(nn.Module):
     predictor honors it without knowing of it. Logits are averaged, as nnU-Net averages folds and mirrored views.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, *, second_encoder: nn.Module | None = None) -> None:
         """Take over encoder and decoder of ``unet``.
+
+        Args:
+            unet: built by nnU-Net.
+            second_encoder: what decoder B reads from; None shares the encoder of ``unet``.
 
         Raises:
             DualCLError: ``unet`` has no encoder and U-Net decoder (Primus, for one).
@@ -56,9 +61,11 @@ class DualDecoderUNet(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.decoder_b = build_interpolating_decoder(decoder, encoder)
+        self.encoder_b = second_encoder
         initialize = getattr(unet, "initialize", None)
         if initialize is not None:
-            self.decoder_b.apply(initialize)
+            for part in self.parts_b():
+                part.apply(initialize)
         self.second_decoder = True
         self.prediction: Prediction = "mean"
         for branch in (self.decoder, self.decoder_b):
@@ -70,12 +77,16 @@ class DualDecoderUNet(nn.Module):
         logits_a, features_a = _decode(self.decoder, skips)
         if not self.second_decoder or (not self.training and self.prediction == "a"):
             return logits_a
-        logits_b, features_b = _decode(self.decoder_b, skips)
+        logits_b, features_b = _decode(self.decoder_b, skips if self.encoder_b is None else self.encoder_b(x))
         if self.training:
             return DualOutput(logits_a, logits_b, features_a, features_b)
         if isinstance(logits_a, list):
             return [(a + b) / 2 for a, b in zip(logits_a, logits_b, strict=True)]
         return (logits_a + logits_b) / 2
+
+    def parts_b(self) -> list[nn.Module]:
+        """What decoder A has no use for."""
+        return [part for part in (self.encoder_b, self.decoder_b) if part is not None]
 
     def set_deep_supervision(self, enabled: bool) -> None:
         """Whether both decoders return logits of every stage or of the last one."""
@@ -91,8 +102,10 @@ class DualDecoderUNet(nn.Module):
         self.prediction = state["prediction"]
 
     def compute_conv_feature_map_size(self, input_size: Any) -> Any:
-        """nnU-Net's estimate of activation size: encoder and two decoders."""
+        """nnU-Net's estimate of activation size: one encoder or two, and two decoders."""
         size = self.encoder.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
+        if self.encoder_b is not None:
+            size += self.encoder_b.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
         return size + 2 * self.decoder.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
 
 

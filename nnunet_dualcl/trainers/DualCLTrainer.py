@@ -89,7 +89,8 @@ class DualCLTrainer(nnUNetTrainer):
         network = self.dual_network
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
-        network.decoder_b.requires_grad_(self.config.second_decoder)
+        for part in network.parts_b():
+            part.requires_grad_(self.config.second_decoder)
         self.teacher = MovingAverageTeacher(network, self.config.teacher_decay) if self.config.uses_teacher else None
 
     @property

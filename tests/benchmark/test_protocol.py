@@ -50,7 +50,7 @@ def test_arms_share_steps_and_differ_in_their_own_settings(tmp_path: Path) -> No
 def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
     config = protocol.training_config(ARMS[arm].config, draw=0)
-    if ARMS[arm].trainer == "DualCLTrainer":
+    if ARMS[arm].trainer != "nnUNetTrainer":
         assert config.uses_unlabeled == (arm != "dual_decoder")
 
 

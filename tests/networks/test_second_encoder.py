@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.networks import DualDecoderUNet, DualOutput, build_other_encoder
+
+CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
+SHAPE = {2: (12, 16), 3: (6, 12, 16)}
+
+
+def unet(architecture: Any, dimension: int, residual: bool) -> Any:
+    plan = architecture(dimension, residual=residual)
+    return get_network_from_plans(
+        plan["network_class_name"], plan["arch_kwargs"], plan["_kw_requires_import"], 2, 3,
+        allow_init=True, deep_supervision=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dimension", "residual"), CASES)
+def test_the_other_family_gives_skips_of_the_same_shapes(architecture: Any, dimension: int, residual: bool) -> None:
+    encoder = unet(architecture, dimension, residual).encoder
+    other = build_other_encoder(encoder)
+    assert isinstance(other, PlainConvEncoder if residual else ResidualEncoder)
+    x = torch.randn(2, 2, *SHAPE[dimension])
+    assert [skip.shape for skip in other(x)] == [skip.shape for skip in encoder(x)]
+
+
+@pytest.mark.parametrize(("dimension", "residual"), CASES)
+def test_two_networks_share_no_weight_and_a_is_stock(architecture: Any, dimension: int, residual: bool) -> None:
+    stock = unet(architecture, dimension, residual)
+    network = DualDecoderUNet(stock, second_encoder=build_other_encoder(stock.encoder))
+    x = torch.randn(2, 2, *SHAPE[dimension])
+    output = network.train()(x)
+    assert isinstance(output, DualOutput)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(output.logits_a, stock.train()(x), strict=True))
+    output.logits_b[0].square().sum().backward()
+    moved = {name.split(".")[0] for name, weight in network.named_parameters() if weight.grad is not None}
+    assert moved == {"encoder_b", "decoder_b"}
+    kept = {name for name in network.state_dict() if not name.startswith(("encoder_b.", "decoder_b.", "_extra"))}
+    assert kept == set(stock.state_dict())
+    shared = DualDecoderUNet(unet(architecture, dimension, residual))
+    size = tuple(SHAPE[dimension])
+    assert network.compute_conv_feature_map_size(size) > shared.compute_conv_feature_map_size(size)
+
+
+def test_an_unknown_encoder_is_refused() -> None:
+    with pytest.raises(DualCLError, match=r"encoder Sequential\. Use plans with PlainConvUNet"):
+        build_other_encoder(nn.Sequential())
