@@ -18,6 +18,32 @@ from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE
 
+_NO_TERMS = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "dualcl": {},
+        "paper": {
+            "pseudo_label_source": "winner",
+            "pseudo_label_loss": "ce",
+            "mixing": "none",
+            "reliability": "global",
+        },
+        "supervised": _NO_TERMS,
+        "stock": {**_NO_TERMS, "second_decoder": False, "prediction": "a"},
+        "mean_teacher": {**_NO_TERMS, "second_decoder": False, "pseudo_label_weight": 1.0, "mixing": "none"},
+        "cps": {
+            **_NO_TERMS,
+            "pseudo_label_weight": 1.0,
+            "pseudo_label_source": "cross",
+            "pseudo_label_loss": "ce",
+            "mixing": "none",
+            "unreliable_fraction_start": 0.0,
+        },
+    }
+)
+"""Named sets of values that differ from the defaults; trainers and the benchmark's arms start from them."""
+
 
 @dataclass(frozen=True)
 class DualCLConfig:
@@ -165,21 +191,24 @@ class DualCLConfig:
         return labels_matter and self.pseudo_label_source == "teacher"
 
     @classmethod
+    def preset(cls, name: str, **overrides: Any) -> DualCLConfig:
+        """One of ``PRESETS``, with ``overrides`` on top."""
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
     def paper(cls, **overrides: Any) -> DualCLConfig:
         """The terms as the paper has them, on two decoders: no teacher, no mixing, one quantile for all voxels."""
-        form = {"pseudo_label_source": "winner", "pseudo_label_loss": "ce", "mixing": "none", "reliability": "global"}
-        return cls(**{**form, **overrides})
+        return cls.preset("paper", **overrides)
 
     @classmethod
     def supervised(cls, **overrides: Any) -> DualCLConfig:
         """Both decoders, no term beyond the supervised ones."""
-        weights = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
-        return cls(**{**weights, **overrides})
+        return cls.preset("supervised", **overrides)
 
     @classmethod
     def stock(cls, **overrides: Any) -> DualCLConfig:
         """Decoder A only: training is stock nnU-Net's."""
-        return cls.supervised(**{"second_decoder": False, "prediction": "a", **overrides})
+        return cls.preset("stock", **overrides)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> DualCLConfig:
@@ -198,8 +227,8 @@ class DualCLConfig:
             raise DualCLError(f"{source}: {error}") from None
 
     @classmethod
-    def from_yaml(cls, path: Path) -> DualCLConfig:
-        """Read a YAML file of ``key: value`` lines; keys left out keep their defaults.
+    def from_yaml(cls, path: Path, *, preset: str = "dualcl") -> DualCLConfig:
+        """Read a YAML file of ``key: value`` lines; keys left out keep the values of ``preset``.
 
         Raises:
             DualCLError: the file is missing, no YAML, no mapping, or holds a wrong key or value.
@@ -214,13 +243,13 @@ class DualCLConfig:
             values = {}
         if not isinstance(values, dict):
             raise DualCLError(f"The configuration {path} must hold 'key: value' lines, found {type(values).__name__}.")
-        return cls.from_mapping(values, source=str(path))
+        return cls.from_mapping({**PRESETS[preset], **values}, source=str(path))
 
     @classmethod
-    def from_environment(cls) -> DualCLConfig:
-        """The file named by ``DUALCL_CONFIG``, or the defaults where the variable is not set."""
+    def from_environment(cls, *, preset: str = "dualcl") -> DualCLConfig:
+        """The file named by ``DUALCL_CONFIG``, or the preset where the variable is not set."""
         path = os.environ.get(CONFIG_VARIABLE)
-        return cls.from_yaml(Path(path)) if path else cls()
+        return cls.from_yaml(Path(path), preset=preset) if path else cls.preset(preset)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values of all fields, in order."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Procedure = Literal["train", "ensemble", "self_training"]
+from nnunet_dualcl.config import PRESETS
 
-_NO_TERMS = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
-_PAPER = {"pseudo_label_source": "winner", "pseudo_label_loss": "ce", "mixing": "none", "reliability": "global"}
+Procedure = Literal["train", "ensemble", "self_training"]
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,16 @@ ARMS: Mapping[str, Arm] = {
     "stock_all": Arm("stock nnU-Net, all labels", "nnUNetTrainer", labels="all"),
     "stock_ensemble": Arm("two stock nnU-Nets", "nnUNetTrainer", procedure="ensemble"),
     "self_training": Arm("stock self-training", "nnUNetTrainer", procedure="self_training"),
-    "dual_decoder": Arm("two decoders, no unlabeled term", config=_NO_TERMS),
-    "mean_teacher": Arm(
-        "Mean Teacher",
-        config={**_NO_TERMS, "second_decoder": False, "pseudo_label_weight": 1.0, "mixing": "none"},
-    ),
+    "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),
+    "mean_teacher": Arm("Mean Teacher", "MeanTeacherTrainer", PRESETS["mean_teacher"]),
     "mean_teacher_mixing": Arm(
-        "Mean Teacher with copy-paste",
-        config={**_NO_TERMS, "second_decoder": False, "pseudo_label_weight": 1.0},
+        "Mean Teacher with copy-paste", "MeanTeacherTrainer", {**PRESETS["mean_teacher"], "mixing": "copy_paste"}
     ),
-    "cps": Arm(
-        "Cross pseudo supervision",
-        "DualCLTwoNetTrainer",
-        config={
-            **_NO_TERMS,
-            "pseudo_label_weight": 1.0,
-            "pseudo_label_source": "cross",
-            "pseudo_label_loss": "ce",
-            "mixing": "none",
-            "unreliable_fraction_start": 0.0,
-        },
-    ),
+    "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
+    "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
     "dualcl": Arm("DualCL"),
     "dualcl_two_networks": Arm("DualCL, two networks", "DualCLTwoNetTrainer"),
-    "dualcl_paper": Arm("DualCL, the paper's form", config=_PAPER),
+    "dualcl_paper": Arm("DualCL, the paper's form", config=PRESETS["paper"]),
     "dualcl_minus_verification": Arm("DualCL without L_reg", config={"verification_weight": 0.0}),
     "dualcl_minus_contrastive": Arm("DualCL without L_c", config={"contrastive_weight": 0.0}),
     "dualcl_minus_pseudo_labels": Arm("DualCL without L_u", config={"pseudo_label_weight": 0.0}),

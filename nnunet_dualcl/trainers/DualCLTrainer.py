@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from nnunet_dualcl.training.environment import variable
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.preflight import check_labels, check_split
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
 _JUDGE_EVERY = 10
@@ -48,6 +49,9 @@ class DualCLTrainer(nnUNetTrainer):
     Every override calls nnU-Net's own method; a test compares their signatures with nnU-Net's.
     """
 
+    preset: ClassVar[str] = "dualcl"
+    """Values that hold where the configuration file is silent; a trainer of another method names another one."""
+
     def __init__(
         self,
         plans: dict[str, Any],
@@ -57,7 +61,7 @@ class DualCLTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self._apply(DualCLConfig.from_environment())
+        self._apply(DualCLConfig.from_environment(preset=self.preset))
         self.term_log = TermLog()
 
     def _apply(self, config: DualCLConfig) -> None:
@@ -207,13 +211,11 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _taught(self, labeled: torch.Tensor, target: Any, weak: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
         """The unlabeled half as the decoders see it; its labels go to the loss."""
-        assert self.teacher is not None
         judge = self._iteration % _JUDGE_EVERY == 0
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            logits = self.teacher.logits(torch.cat((labeled, weak)) if judge else weak)
+        given = self._teacher_labels(torch.cat((labeled, weak)) if judge else weak)
         count = labeled.shape[0] if judge else 0
-        self.loss.judged = self.loss.pseudo_labels(logits[:count]) if judge else None
-        taught = self.loss.pseudo_labels(logits[count:])
+        self.loss.judged = PseudoLabels(*(part[:count] for part in given)) if judge else None
+        taught = PseudoLabels(*(part[count:] for part in given))
         if self.config.mixing == "copy_paste":
             truth = target[0] if isinstance(target, list) else target
             strong, taught = copy_paste(
@@ -227,6 +229,16 @@ class DualCLTrainer(nnUNetTrainer):
             )
         self.loss.taught = taught
         return strong
+
+    def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+        """What the teacher says of (B, channels, *) images, and where it is sure; methods differ here."""
+        labels: PseudoLabels = self.loss.pseudo_labels(self._teacher_logits(images))
+        return labels
+
+    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            return self.teacher.logits(images)
 
     def _stop_if_not_finite(self, loss: np.ndarray, batch: dict[str, Any]) -> None:
         if np.isfinite(loss):

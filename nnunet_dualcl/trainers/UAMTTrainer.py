@@ -1,0 +1,34 @@
+"""Uncertainty-aware Mean Teacher in the same loaders, network and step as DualCL."""
+
+from __future__ import annotations
+
+import torch
+
+from nnunet_dualcl.losses import normalized_entropy, sigmoid_rampup
+from nnunet_dualcl.trainers.MeanTeacherTrainer import MeanTeacherTrainer
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels
+
+_PASSES = 8
+_NOISE, _LARGEST = 0.1, 0.2
+"""Standard deviation of the noise on the (normalized) image, and where it is cut off."""
+_FIRST_THRESHOLD = 0.75
+"""Share of the largest entropy below which a voxel counts as certain at step 0; it rises to 1."""
+
+
+class UAMTTrainer(MeanTeacherTrainer):
+    """Mean Teacher whose labels count where several noisy looks agree: little entropy of their mean probability.
+
+    Source: uncertainty-aware self-ensembling (MICCAI 2019, arXiv 1907.07034), with noise on the input alone (nnU-Net's
+    networks have no dropout) and hard labels in the place of a squared error.
+    """
+
+    def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+        with torch.no_grad():
+            mean = torch.zeros((), device=images.device)
+            for _ in range(_PASSES):
+                noise = (torch.randn_like(images) * _NOISE).clamp(-_LARGEST, _LARGEST)
+                mean = mean + self._teacher_logits(images + noise).float().softmax(1) / _PASSES
+            length = self.config.rampup_fraction * self.num_epochs * self.num_iterations_per_epoch
+            ramp = sigmoid_rampup(self.loss.step, length)
+            threshold = _FIRST_THRESHOLD + (1 - _FIRST_THRESHOLD) * ramp
+            return PseudoLabels(mean.max(1).indices, normalized_entropy(mean) < threshold)
