@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import os
 import types
@@ -31,7 +32,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         },
         "supervised": _NO_TERMS,
         "stock": {**_NO_TERMS, "second_decoder": False, "prediction": "a"},
-        "mean_teacher": {**_NO_TERMS, "second_decoder": False, "pseudo_label_weight": 1.0, "mixing": "none"},
+        "mean_teacher": {
+            **_NO_TERMS,
+            "second_decoder": False,
+            "pseudo_label_weight": 1.0,
+            "pseudo_label_loss": "ce",  # with Dice on its own labels and nothing else it confirms its errors
+            "mixing": "none",
+        },
         "cps": {
             **_NO_TERMS,
             "pseudo_label_weight": 1.0,
@@ -58,11 +65,11 @@ class DualCLConfig:
     num_iterations_per_epoch: int = 250
     """Training steps an epoch (nnU-Net's default)."""
     num_val_iterations_per_epoch: int = 50
-    """Validation patches-batches an epoch (nnU-Net's default)."""
+    """Validation batches an epoch (nnU-Net's default)."""
     initial_lr: float = 1e-2
     """Learning rate at step 0 of nnU-Net's polynomial schedule (nnU-Net's default)."""
     seed: int = 0
-    """Seed of weights, batches and sampling. Repeats need ``nnUNet_n_proc_DA=0`` and a deterministic device; with
+    """Seed of weights, batches and sampling. Repeats need nnUNet_n_proc_DA=0 and a deterministic device; with
     augmentation workers the order of batches depends on timing. nnU-Net's blur picks its algorithm by the clock, which
     changes voxels by rounding."""
 
@@ -220,7 +227,9 @@ class DualCLConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(str(key) for key in set(values) - set(names))
         if unknown:
-            raise DualCLError(f"{source}: unknown key {', '.join(unknown)}. Allowed: {', '.join(sorted(names))}.")
+            close = [match for key in unknown for match in difflib.get_close_matches(key, names, 1)]
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise DualCLError(f"{source}: unknown key {', '.join(unknown)}.{hint} Allowed: {', '.join(sorted(names))}.")
         try:
             return cls(**values)
         except DualCLError as error:

@@ -51,11 +51,18 @@ def dataset_name(name_or_id: str | int) -> str:
     candidates = [str(name) for name in find_candidate_datasets(int(name_or_id))]
     if len(candidates) != 1:
         found = f"found {', '.join(candidates)}" if candidates else "found none"
+        unset = [name for name in ("nnUNet_raw", "nnUNet_preprocessed") if not os.environ.get(name)]
+        fix = f"Set {' and '.join(unset)}" if unset else f"There are: {', '.join(_datasets()) or 'no datasets'}"
         raise DualCLError(
             f"Dataset {name_or_id}: {found}. Looked in nnUNet_raw={nnUNet_raw.get()} and "
-            f"nnUNet_preprocessed={nnUNet_preprocessed.get()}; set these variables, or give the full name."
+            f"nnUNet_preprocessed={nnUNet_preprocessed.get()}. {fix}; or give the full name."
         )
     return candidates[0]
+
+
+def _datasets() -> list[str]:
+    folders = [Path(os.environ[name]) for name in ("nnUNet_raw", "nnUNet_preprocessed")]
+    return sorted({path.name for folder in folders for path in folder.glob("Dataset*") if path.is_dir()})
 
 
 def required_folder(variable: str) -> Path:

@@ -61,7 +61,7 @@ def test_null_means_as_many_unlabeled_as_labeled() -> None:
     assert DualCLConfig.from_mapping({"unlabeled_batch_size": None}).unlabeled_batch_size is None
 
 
-@pytest.mark.parametrize(("key", "shown"), [("num_epoch", "num_epoch"), (1, "1"), ("Seed", "Seed")])
+@pytest.mark.parametrize(("key", "shown"), [("lr", "lr"), (1, "1"), ("Epoche", "Epoche")])
 def test_an_unknown_key_is_refused_with_the_allowed_ones(key: Any, shown: str) -> None:
     allowed = ", ".join(sorted(field.name for field in dataclasses.fields(DualCLConfig)))
     with pytest.raises(DualCLError, match=rf"^my\.yaml: unknown key {shown}\. Allowed: {allowed}\.$"):
@@ -185,6 +185,11 @@ def test_one_decoder_can_be_taught_by_a_moving_average_only(source: str) -> None
     assert DualCLConfig.stock(pseudo_label_weight=1).uses_teacher
     with pytest.raises(DualCLError, match=r"second_decoder: false.*Set pseudo_label_source: teacher"):
         DualCLConfig.stock(pseudo_label_weight=1, pseudo_label_source=source, mixing="none")
+
+
+def test_a_misspelled_key_is_guessed() -> None:
+    with pytest.raises(DualCLError, match=r"unknown key num_epoch\. Did you mean num_epochs\? Allowed: "):
+        DualCLConfig.from_mapping({"num_epoch": 3})
 
 
 def test_mixing_needs_the_teacher() -> None:

@@ -32,7 +32,7 @@ def shell_lines(page: Path) -> list[str]:
     """Lines of the page's bash blocks, without comments and `eval "$(...)"` around them."""
     lines = []
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-        lines += [re.sub(r'^eval "\$\((.*)\)"$', r"\1", line) for line in block.replace("\\\n", " ").splitlines()]
+        lines += [re.sub(r'^eval "\$\((.*)\)"', r"\1", line) for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if shlex.split(line, comments=True)]
 
 
@@ -80,6 +80,14 @@ def test_the_commands_are_found() -> None:
     assert programs >= ours | {"nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_plan_and_preprocess"}
 
 
+@pytest.fixture
+def no_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look at the datasets, which the documentation's examples do not have here."""
+    for name in ("check_train", "check_predict"):
+        monkeypatch.setattr(f"nnunet_dualcl.cli.main.{name}", lambda arguments: None)
+
+
+@pytest.mark.usefixtures("no_preflight")
 @pytest.mark.parametrize("words", COMMANDS)
 def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the parser of the command itself: ours, or nnU-Net's (also for `dualcl train` and `dualcl predict`)."""
@@ -102,6 +110,7 @@ def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_p
         program.load()()
 
 
+@pytest.mark.usefixtures("no_preflight")
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_a_wrong_command_would_be_noticed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):

@@ -78,7 +78,9 @@ def test_dataset_name_none_or_two(datasets: Path) -> None:
 def test_dataset_name_with_no_variable_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(DualCLError, match="nnUNet_raw=None and nnUNet_preprocessed=None; set these variables"):
+    with pytest.raises(
+        DualCLError, match=r"nnUNet_raw=None and nnUNet_preprocessed=None\. Set nnUNet_raw and nnUNet_preprocessed"
+    ):
         dataset_name(4)
 
 

@@ -39,7 +39,9 @@ ARMS: Mapping[str, Arm] = {
     "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),
     "mean_teacher": Arm("Mean Teacher", "MeanTeacherTrainer", PRESETS["mean_teacher"]),
     "mean_teacher_mixing": Arm(
-        "Mean Teacher with copy-paste", "MeanTeacherTrainer", {**PRESETS["mean_teacher"], "mixing": "copy_paste"}
+        "Mean Teacher with copy-paste",
+        "MeanTeacherTrainer",
+        {**PRESETS["mean_teacher"], "mixing": "copy_paste", "pseudo_label_loss": "dice_ce"},
     ),
     "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
     "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),

@@ -53,6 +53,7 @@ def run_benchmark(protocol_file: Path, source: Path, folder: Path, *, device: st
     """
     protocol = Protocol.from_yaml(protocol_file)
     folder = folder.resolve()
+    _check_source(protocol, source)
     _keep_protocol(protocol_file, folder)
     with nnunet_folders(folder, results=folder / "unused"):
         prepare(protocol, source.resolve(), folder)
@@ -135,6 +136,21 @@ def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
     write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
 
 
+def _check_source(protocol: Protocol, source: Path) -> None:
+    if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
+        raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
+    if not protocol.dataset_json and not (source / "dataset.json").is_file():
+        raise DualCLError(f"{source} has no dataset.json. Add one, or 'dataset_json' to the protocol.")
+    found = sum(not path.name.startswith(".") for path in (source / "labelsTr").iterdir())
+    needed = protocol.test_cases + protocol.validation_cases + max(protocol.labeled) + 1
+    if found < needed:
+        raise DualCLError(
+            f"{source}: {found} labeled cases are too few; the protocol needs {needed} ({protocol.test_cases} test, "
+            f"{protocol.validation_cases} validation, {max(protocol.labeled)} labeled and at least 1 unlabeled). Lower "
+            "test_cases, validation_cases or labeled."
+        )
+
+
 def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
     """Draws of each labeled count, then one fold with the whole pool labeled; the validation cases are the same."""
     dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
@@ -150,8 +166,6 @@ def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
 
 def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
     """Write the raw dataset with the test cases in ``imagesTs`` and ``labelsTs``; returns their names."""
-    if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
-        raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
     with tempfile.TemporaryDirectory() as scratch:
         if _is_decathlon(source):
             source = _converted(protocol, source, Path(scratch))
@@ -160,8 +174,6 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
             dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
         ending = dataset_json["file_ending"]
         cases = list_case_images(source / "imagesTr", ending)
-        if protocol.test_cases + protocol.validation_cases + max(protocol.labeled) > len(cases):
-            raise DualCLError(f"{source}: {len(cases)} labeled cases are too few for this protocol.")
         chosen = np.random.default_rng(protocol.seed).permutation(sorted(cases))[: protocol.test_cases]
         test = sorted(str(case) for case in chosen)
         for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):

@@ -101,7 +101,7 @@ def _trainer_lookup() -> Finding:
         return Finding(
             "fault", f"no DualCLTrainer in {trainers_folder()}", "pip install --force-reinstall nnunet-dualcl"
         )
-    return Finding("ok", "nnU-Net finds DualCLTrainer")
+    return Finding("ok", "nnU-Net can import DualCLTrainer from our trainer folder")
 
 
 def _folder(name: str) -> Finding:

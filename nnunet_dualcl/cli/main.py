@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nnunet_dualcl import __version__
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER, run_with_arguments
+from nnunet_dualcl.cli.preflight import check_predict, check_train
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     CONFIG_VARIABLE,
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--val", type=float, default=0.2, help="validation: a share below 1, or a number (default 0.2)"
     )
     command.add_argument("--draws", type=int, default=5, help="draws of the labeled cases, one a fold (default 5)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     command.add_argument("--groups", type=Path, help="CSV, TSV or JSON: case -> patient; patients stay on one side")
     command.add_argument("--exclude", type=Path, help="text file of cases, one a line, to leave out (a test set)")
     command.add_argument("--force", action="store_true", help="replace an existing split file")
@@ -75,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("preprocess", help="run unlabeled cases through nnU-Net's preprocessor")
     command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
-    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
+    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
     command.add_argument("-np", type=int, default=4, metavar="PROCESSES", help="cases at a time (default 4)")
     command.add_argument("--force", action="store_true", help="redo cases that are already there")
     command.set_defaults(run=_preprocess)
@@ -86,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="write a model that stock nnU-Net runs without this package")
     command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
-    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
-    command.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER")
+    command.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
+    command.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER", help="default: %(default)s")
     command.add_argument("-f", nargs="+", default=None, metavar="FOLD", help="default: every fold with the checkpoint")
-    command.add_argument("-chk", default="checkpoint_final.pth", metavar="CHECKPOINT")
+    command.add_argument("-chk", default="checkpoint_final.pth", metavar="CHECKPOINT", help="default: %(default)s")
     command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to make")
     command.set_defaults(run=_export)
 
@@ -182,13 +183,19 @@ def _train(arguments: argparse.Namespace) -> int:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config", type=Path, default=None)
     parsed, rest = own.parse_known_args(arguments.rest)
-    if "-h" in rest or "--help" in rest:
-        print("dualcl train takes --config FILE (a DualCLConfig in YAML) and nnU-Net's own arguments:\n")
+    helps = "-h" in rest or "--help" in rest
+    if helps:
+        print(
+            "dualcl train takes --config FILE (a DualCLConfig in YAML) and nnU-Net's own arguments; here -tr defaults "
+            f"to {DEFAULT_TRAINER}:\n"
+        )
     from nnunet_dualcl.config import DualCLConfig
     from nnunet_dualcl.training.environment import variable
 
     if parsed.config is not None:
         DualCLConfig.from_yaml(parsed.config)  # a typing error shows before torch and the data are loaded
+    if not helps:
+        check_train(rest)
     from nnunetv2.run.run_training import run_training_entry
 
     with variable(CONFIG_VARIABLE, str(parsed.config.resolve()) if parsed.config else None):
@@ -197,6 +204,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    if not {"-h", "--help"} & set(arguments.rest):
+        check_predict(arguments.rest)
     from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 
     run_with_arguments(predict_entry_point, "dualcl predict", arguments.rest)
@@ -211,7 +220,8 @@ def _export(arguments: argparse.Namespace) -> int:
     folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
     print(
         f"{arguments.o}: {', '.join(folds)}. "
-        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ..."
+        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ...\n"
+        "It is decoder A alone; the validation scores of the source are of the mean of both, unless prediction: a."
     )
     return 0
 

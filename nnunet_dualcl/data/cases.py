@@ -15,10 +15,16 @@ from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 CaseImages = dict[str, list[Path]]
 """Case name -> its image files, one a channel, in channel order."""
 
+_IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp", ".jpg")
+
+
+def _case_file(file_ending: str) -> re.Pattern[str]:
+    return re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(file_ending))
+
 
 def list_case_images(folder: Path, file_ending: str) -> CaseImages:
     """Cases in a folder of ``NAME_0000ENDING`` files, sorted by name; an absent folder has none."""
-    pattern = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(file_ending))
+    pattern = _case_file(file_ending)
     cases: dict[str, list[Path]] = {}
     for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
         match = pattern.fullmatch(entry)
@@ -83,11 +89,12 @@ def unlabeled_case_images(
     """Images of all unlabeled cases: those in ``imagesUnlabeled`` and those ``listed`` by name in the split file.
 
     Raises:
-        DualCLError: a listed name has no image, a name stands for two different images, or a case has a wrong
-            number of channels.
+        DualCLError: a listed name has no image, a name stands for two different images, a case has a wrong number of
+            channels, or an image in ``imagesUnlabeled`` is not named as nnU-Net wants it.
     """
     training = raw_training_images(raw_dataset_folder, dataset_json)
     own_folder = list_case_images(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
+    _refuse_misnamed(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
     twice = sorted(set(training) & set(own_folder))
     if twice:
         raise DualCLError(
@@ -117,3 +124,16 @@ def unlabeled_case_images(
             "Add the missing channels or take the cases out."
         )
     return dict(sorted(cases.items()))
+
+
+def _refuse_misnamed(folder: Path, file_ending: str) -> None:
+    """An image that nnU-Net's naming rule passes over would be missing from training without a word."""
+    entries = sorted(os.listdir(folder)) if folder.is_dir() else []
+    endings = (file_ending, *_IMAGE_ENDINGS)
+    images = [name for name in entries if not name.startswith(".") and name.lower().endswith(endings)]
+    wrong = [name for name in images if not _case_file(file_ending).fullmatch(name)]
+    if wrong:
+        raise DualCLError(
+            f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} would be passed over. Name images like "
+            f"CASE_0000{file_ending}, CASE_0001{file_ending} for a second channel; or take them out of this folder."
+        )

@@ -47,7 +47,10 @@ def draw_splits(
     group_of = {case: case for case in cases} if groups is None else dict(groups)
     without = sorted(set(cases) - set(group_of))
     if without:
-        raise DualCLError(f"No group given for {', '.join(without[:5])}. Every case needs one line in the groups file.")
+        more = f" and {len(without) - 5} more" if without[5:] else ""
+        raise DualCLError(
+            f"No group given for {', '.join(without[:5])}{more}. Every case needs one line in the groups file."
+        )
     unknown = sorted(set(excluded) - set(cases))
     if unknown:
         raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")

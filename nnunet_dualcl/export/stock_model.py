@@ -47,7 +47,7 @@ def export_stock_model(
     """
     if target.exists():
         raise DualCLError(f"{target} exists. Export into a new folder, or move the old one away.")
-    sources = _checkpoints(model_folder, folds, checkpoint_name)
+    sources = trained_checkpoints(model_folder, folds, checkpoint_name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
         folder = Path(partial) / "model"
@@ -96,7 +96,12 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoints(model_folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[Path]:
+def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[Path]:
+    """Checkpoints of a trained model folder, of the folds given or of all that have one.
+
+    Raises:
+        DualCLError: no such model, or no such checkpoint.
+    """
     if not (model_folder / "plans.json").is_file():
         raise DualCLError(f"{model_folder} holds no trained model (no plans.json). Check -d, -c, -p and -tr.")
     if folds is None:

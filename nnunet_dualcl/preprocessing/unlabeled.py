@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
+from nnunet_dualcl.data.plans import check_configuration, read_plans
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     PREPROCESSED_STAMP_FILE,
@@ -75,14 +76,7 @@ def preprocess_dataset(
     """
     name = dataset_name(dataset)
     preprocessed = required_folder("nnUNet_preprocessed") / name
-    plans_file = preprocessed / f"{plans_name}.json"
-    if not plans_file.is_file():
-        found = sorted(path.stem for path in preprocessed.glob("*Plans*.json"))
-        raise DualCLError(
-            f"No plans at {plans_file}; found {', '.join(found) or 'none'}. "
-            "Run nnUNetv2_plan_and_preprocess first, or name the plans with -p."
-        )
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans = read_plans(preprocessed, plans_name)
     dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
     splits = read_splits(preprocessed)
     cases: CaseImages = {}
@@ -186,11 +180,7 @@ def preprocess_unlabeled(
     Raises:
         DualCLError: the plans do not hold the configuration, or the folder was made with other plans.
     """
-    if configuration not in plans["configurations"]:
-        raise DualCLError(
-            f"The plans {plans['plans_name']} hold no configuration '{configuration}'. "
-            f"Choose one of: {', '.join(plans['configurations'])}."
-        )
+    check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
     fingerprint = _fingerprint(plans, manager.configuration)
@@ -208,6 +198,7 @@ def preprocess_unlabeled(
     report.skipped = [case for case in cases if (folder / f"{case}{_PROPERTIES_ENDING}").is_file()]
     remaining = {case: files for case, files in cases.items() if case not in report.skipped}
     job = _Job(plans, configuration, dataset_json, folder)
+    show_progress = show_progress and bool(remaining)
     with tqdm(total=len(remaining), desc="Preprocessing unlabeled cases", disable=not show_progress) as progress:
         for case, fault in _results(job, remaining, num_processes):
             progress.update()

@@ -25,7 +25,7 @@ from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabe
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import CONFIG_FILE
+from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE
 from nnunet_dualcl.networks import DualDecoderUNet
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
@@ -153,6 +153,9 @@ class DualCLTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """As nnU-Net's; the worker processes end also after an exception or an interrupt."""
+        if self.was_initialized and self.current_epoch >= self.num_epochs:
+            self.print_to_log_file(f"Training is already finished ({self.num_epochs} epochs).")
+            return
         try:
             super().run_training()
         finally:
@@ -199,6 +202,7 @@ class DualCLTrainer(nnUNetTrainer):
         self._stop_if_not_finite(result["loss"], batch)
         if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
+            result["weights"] = np.array([self.loss.weights[name] for name in TERMS])
         return result
 
     def _both_halves(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -262,7 +266,8 @@ class DualCLTrainer(nnUNetTrainer):
             return
         outputs = collate_outputs(train_outputs)
         values = dict(zip(TERMS + OBSERVATIONS, np.nanmean(outputs["terms"], 0), strict=True))
-        row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, self.loss.weights)
+        weights = dict(zip(TERMS, outputs["weights"].mean(0), strict=True))
+        row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, weights)
         self.term_log.write(Path(self.output_folder))
         for logger in self.logger.loggers:
             for name in row:
@@ -298,9 +303,12 @@ class DualCLTrainer(nnUNetTrainer):
                 f"Name the trainer with -tr {checkpoint['trainer_name']}, or move this folder away to train anew."
             )
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
-        if stored != self.config and "DUALCL_CONFIG" in os.environ:
+        asked, kept = self.config.to_mapping(), stored.to_mapping()
+        different = [f"{name} {asked[name]} (stored: {kept[name]})" for name in kept if asked[name] != kept[name]]
+        if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
-                "DUALCL_CONFIG differs from the configuration in the checkpoint; using the stored one."
+                f"{os.environ[CONFIG_VARIABLE]} asks for {', '.join(different)}. A training that goes on keeps the "
+                "stored configuration; to train with another one, move its output folder away."
             )
         self._apply(stored)
         super().load_checkpoint(filename_or_checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.data.cases import read_split
+from nnunet_dualcl.data.cases import read_split, read_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import SPLITS_FILE
 
@@ -43,8 +43,13 @@ def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | st
             if not split.get(role):
                 raise DualCLError(f"{base / SPLITS_FILE}, fold {fold}: no '{role}' case. Write it anew: dualcl split")
         return
-    if fold == "all" or (base / SPLITS_FILE).is_file():
+    if fold == "all":
         return
+    if (base / SPLITS_FILE).is_file():
+        raise DualCLError(
+            f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
+            "these, or write more draws with: dualcl split --draws N --force"
+        )
     labeled = sum(1 for _ in Path(preprocessed_folder).glob("*.pkl"))
     if labeled < _STOCK_FOLDS:
         raise DualCLError(

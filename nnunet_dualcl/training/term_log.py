@@ -24,7 +24,7 @@ class TermLog:
     def add(
         self, epoch: int, total: float, values: Mapping[str, float], weights: Mapping[str, float]
     ) -> dict[str, float]:
-        """Append the means of an epoch and its last weights; rows of this epoch and later are replaced (resume)."""
+        """Append the means of an epoch, of terms and of weights; rows of this epoch and later are replaced (resume)."""
         row: dict[str, float] = {"epoch": epoch, "total": total}
         row.update({name: float(values[name]) for name in TERMS + OBSERVATIONS})
         row.update({f"weight_{name}": float(weights[name]) for name in TERMS})

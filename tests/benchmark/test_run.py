@@ -149,6 +149,10 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
     assert np.array_equal(ours, theirs)
 
 
-def test_a_source_without_labels_is_refused(tmp_path: Path) -> None:
+def test_a_source_that_will_not_do_is_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     with pytest.raises(DualCLError, match="has no imagesTr and labelsTr"):
-        run_benchmark(write(tmp_path), tmp_path, tmp_path / "out", device="cpu", only=None)
+        run_benchmark(write(tmp_path), tmp_path, out, device="cpu", only=None)
+    with pytest.raises(DualCLError, match=r"6 labeled cases are too few; the protocol needs 9 \(5 test, 1 validation"):
+        run_benchmark(write(tmp_path, test_cases=5), source, out, device="cpu", only=None)
+    assert not out.exists()

@@ -38,7 +38,7 @@ def test_a_sound_installation_needs_no_fix(sound: Path) -> None:
     whats = [finding.what for finding in findings]
     assert whats[0].startswith("nnunetv2 2.8.")
     assert whats[2] == "CUDA device: Card 9000"
-    assert whats[4] == "nnU-Net finds DualCLTrainer"
+    assert whats[4] == "nnU-Net can import DualCLTrainer from our trainer folder"
     assert whats[5:] == [f"{variable}={sound / variable}" for variable in VARIABLES]
 
 

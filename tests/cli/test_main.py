@@ -240,6 +240,7 @@ def command(request: pytest.FixtureRequest) -> str:
 def entry(command: str, monkeypatch: pytest.MonkeyPatch) -> Entry:
     entry = Entry()
     monkeypatch.setattr(ENTRIES[command], entry)
+    monkeypatch.setattr(f"nnunet_dualcl.cli.main.check_{command}", lambda arguments: None)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     monkeypatch.delenv("DUALCL_CONFIG", raising=False)
     return entry

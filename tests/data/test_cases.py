@@ -157,6 +157,15 @@ def test_a_wrong_channel_number_is_not_taken_for_another(raw: Path) -> None:
         unlabeled_case_images(raw, TWO_CHANNELS, [])
 
 
+@pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD"])
+def test_an_image_that_would_be_passed_over_is_refused(raw: Path, name: str) -> None:
+    touch(raw / "imagesUnlabeled", [name, "._hidden.nii.gz", "notes.txt"])
+    with pytest.raises(
+        DualCLError, match=rf"imagesUnlabeled: {name} would be passed over\. Name images like CASE_0000"
+    ):
+        unlabeled_case_images(raw, TWO_CHANNELS, [])
+
+
 def test_the_old_name_of_channel_names_is_understood(raw: Path) -> None:
     old = {"modality": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
     assert list(unlabeled_case_images(raw, old, ["a"])) == ["a", "x", "y"]

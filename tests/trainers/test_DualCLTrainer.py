@@ -317,6 +317,22 @@ def test_too_few_labeled_cases_for_nnunets_own_split(toy: Any, configure: Any) -
         toy.trainer(DualCLTrainer).run_training()
 
 
+def test_a_fold_beyond_the_split_file_is_refused(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    with pytest.raises(DualCLError, match=r"splits_final\.json has no fold 9: it holds folds 0 to 0"):
+        toy.trainer(DualCLTrainer, fold=9).run_training()
+
+
+def test_a_finished_training_is_not_started_again(toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.current_epoch = trainer.num_epochs
+    monkeypatch.setattr(trainer, "get_dataloaders", lambda: pytest.fail("loaders for nothing"))
+    trainer.run_training()
+
+
 def test_one_seed_one_result(toy: Any, configure: Any) -> None:
     results = []
     for seed in (1, 1, 2):

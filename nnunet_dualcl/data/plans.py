@@ -1,0 +1,44 @@
+"""nnU-Net's plans of a dataset, or a message that says how to make them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.errors import DualCLError
+
+
+def read_plans(preprocessed_dataset_folder: Path, plans_name: str) -> dict[str, Any]:
+    """Content of ``PLANS.json``.
+
+    Raises:
+        DualCLError: no such file, naming those that are there.
+    """
+    path = preprocessed_dataset_folder / f"{plans_name}.json"
+    if not path.is_file():
+        found = [
+            other.stem
+            for other in sorted(preprocessed_dataset_folder.glob("*.json"))
+            if "configurations" in json.loads(other.read_text(encoding="utf-8"))
+        ]
+        raise DualCLError(
+            f"No plans at {path}; found {', '.join(found) or 'none'}. "
+            "Run nnUNetv2_plan_and_preprocess first, or name the plans with -p."
+        )
+    plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plans
+
+
+def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
+    """Refuse a configuration that the plans do not hold.
+
+    Raises:
+        DualCLError: naming those that they hold.
+    """
+    if configuration not in plans["configurations"]:
+        raise DualCLError(
+            f"The plans {plans['plans_name']} hold no configuration '{configuration}'. "
+            f"Choose one of: {', '.join(plans['configurations'])}."
+        )

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.cli.preflight import check_predict, check_train
+from nnunet_dualcl.errors import DualCLError
+
+TRAIN = ["777", "3d_fullres", "0", "-p", "toyPlans", "-device", "cpu"]
+PREDICT = ["-i", "in", "-o", "out", "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-f", "0", "-device", "cpu"]
+
+
+def test_a_sound_command_line_passes(toy: Any) -> None:
+    check_train(TRAIN)
+    check_train(["-num_gpus", "1", "--npz", *TRAIN])
+    model = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
+    model.mkdir(parents=True)
+    (model.parent / "plans.json").touch()
+    (model / "checkpoint_final.pth").touch()
+    check_predict(PREDICT)
+
+
+@pytest.mark.parametrize("arguments", [[], ["777"], ["777", "3d_fullres"]])
+def test_what_nnunets_parser_will_refuse_is_left_to_it(arguments: list[str]) -> None:
+    check_train(arguments)
+    check_predict(arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("777", "40"), "Dataset 40: found none. .* There are: Dataset777_Toy"),
+        (
+            ("toyPlans", "otherPlans"),
+            r"No plans at .*otherPlans\.json; found toyPlans\. Run nnUNetv2_plan_and_preprocess",
+        ),
+        (("3d_fullres", "3d_lowres"), "hold no configuration '3d_lowres'. Choose one of: 3d_fullres, 2d"),
+    ],
+)
+def test_a_wrong_name_lists_the_right_ones(
+    toy: Any, change: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *(change[1] if word == change[0] else word for word in TRAIN)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dualcl: error: ")
+    assert re.search(message, error), error
+
+
+def test_labeled_cases_that_are_not_preprocessed_are_named_with_the_command(toy: Any) -> None:
+    shutil.rmtree(toy.preprocessed / "toyPlans_3d_fullres")
+    with pytest.raises(DualCLError, match="nnUNetv2_preprocess -d 777 -plans_name toyPlans -c 3d_fullres"):
+        check_train(TRAIN)
+    assert not list(toy.results.iterdir())
+
+
+def test_an_unset_variable_is_named(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    for check, arguments in ((check_train, TRAIN), (check_predict, PREDICT)):
+        with pytest.raises(DualCLError, match="export nnUNet_results="):
+            check(arguments)
+
+
+def test_a_fold_that_was_not_trained_is_named(toy: Any) -> None:
+    with pytest.raises(DualCLError, match=r"holds no trained model .*Check -d, -c, -p and -tr"):
+        check_predict(PREDICT)
+    model = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres"
+    model.mkdir(parents=True)
+    (model / "plans.json").touch()
+    with pytest.raises(DualCLError, match=r"fold_0/checkpoint_final\.pth does not exist"):
+        check_predict(PREDICT)
+
+
+def test_a_missing_gpu_is_said_before_anything_starts(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DualCLError, match=r"No CUDA device here\. Add -device cpu"):
+        check_train(TRAIN[:-2])
