@@ -29,6 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "pseudo_label_loss": "ce",
             "mixing": "none",
             "reliability": "global",
+            "verification_on": "both",
         },
         "supervised": _NO_TERMS,
         "stock": {**_NO_TERMS, "second_decoder": False, "prediction": "a"},
@@ -107,8 +108,8 @@ class DualCLConfig:
     """w_reg, weight of the mutual verification term L_reg."""
     verification_confidence: float = 0.6
     """T, the least probability with which a decoder asserts a class."""
-    verification_on: Literal["both", "labeled", "unlabeled"] = "both"
-    """Halves of the batch on which L_reg acts."""
+    verification_on: Literal["both", "labeled", "unlabeled"] = "labeled"
+    """Halves of the batch on which L_reg acts; on unlabeled patches it cost Dice (docs/benchmarks.md)."""
 
     contrastive_weight: float = 0.1
     """w_c, weight of the contrastive reliability term L_c."""
