@@ -38,7 +38,7 @@ DATASET_ID = 901
 LABELED, VALIDATION, UNLABELED, TEST = 4, 3, 24, 8
 PLANS = "demoPlans"
 PATCH_SIZE, FEATURES, SPACING_MM = (16, 24, 24), (8, 16, 32), (2.5, 1.6, 1.6)
-CONFIG = DualCLConfig(num_epochs=10, num_iterations_per_epoch=50, num_val_iterations_per_epoch=5)
+CONFIG = DualCLConfig(num_epochs=10, num_iterations_per_epoch=150, num_val_iterations_per_epoch=5)
 MODELS = {"stock nnU-Net": "nnUNetTrainer", "DualCL": "DualCLTrainer"}
 
 
