@@ -20,8 +20,8 @@ def check_train(arguments: Sequence[str]) -> None:
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("configuration", nargs="?")
     parser.add_argument("fold", nargs="?")
-    parsed, _ = parser.parse_known_args(list(arguments))
-    if parsed.fold is None:
+    parsed = _parsed(parser, arguments)
+    if parsed is None or parsed.fold is None:
         return
     from nnunet_dualcl.data.plans import check_configuration, read_plans
 
@@ -52,8 +52,8 @@ def check_predict(arguments: Sequence[str]) -> None:
     parser.add_argument("-c")
     parser.add_argument("-f", nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("-chk", default="checkpoint_final.pth")
-    parsed, _ = parser.parse_known_args(list(arguments))
-    if parsed.d is None or parsed.c is None:
+    parsed = _parsed(parser, arguments)
+    if parsed is None or parsed.d is None or parsed.c is None:
         return
     results = required_folder("nnUNet_results")
     from nnunet_dualcl.export import trained_checkpoints
@@ -71,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     for flag in ("-num_gpus", "-pretrained_weights", "-i", "-o"):  # their values are no positional arguments
         parser.add_argument(flag)
     return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace | None:
+    """None where a flag lacks its value."""
+    try:
+        return parser.parse_known_args(list(arguments))[0]
+    except argparse.ArgumentError:
+        return None
 
 
 def _check_device(device: str) -> None:

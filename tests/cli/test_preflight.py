@@ -25,7 +25,9 @@ def test_a_sound_command_line_passes(toy: Any) -> None:
     check_predict(PREDICT)
 
 
-@pytest.mark.parametrize("arguments", [[], ["777"], ["777", "3d_fullres"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["777"], ["777", "3d_fullres"], ["777", "3d_fullres", "0", "-p"], ["-d", "777", "-c"]]
+)
 def test_what_nnunets_parser_will_refuse_is_left_to_it(arguments: list[str]) -> None:
     check_train(arguments)
     check_predict(arguments)
