@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import torch
 
+from nnunet_dualcl.provenance import source_commit
+
 
 def circumstances() -> dict[str, Any]:
     """Versions, hardware, date and commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "commit": commit or "unknown",
+        "commit": source_commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "nnunetv2", "nnunet-dualcl")},

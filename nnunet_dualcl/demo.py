@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from nnunet_dualcl.layout import SPLITS_FILE
 from nnunet_dualcl.preprocessing import preprocess_dataset
 from nnunet_dualcl.runs import dice_per_case, predict, train
 from nnunet_dualcl.small_plans import write_small_plans
-from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.environment import nnunet_folders, variables
 
 DATASET_ID = 901
 LABELED, VALIDATION, UNLABELED, TEST = 4, 3, 24, 8
@@ -54,7 +54,7 @@ def run_demo(folder: Path, config: DualCLConfig = CONFIG) -> Path:
     """
     folder = folder.resolve()
     steps = tqdm(total=7, bar_format="[{n_fmt}/{total_fmt} {elapsed}] {desc}")
-    with _nnunet_folders(folder), steps:
+    with _own_environment(folder), steps:
         _step(steps, "generating phantoms")
         dataset = _generate(Path(os.environ["nnUNet_raw"]))
         preprocessed = Path(os.environ["nnUNet_preprocessed"]) / dataset.name
@@ -91,17 +91,11 @@ def _step(steps: tqdm, description: str) -> None:
 
 
 @contextmanager
-def _nnunet_folders(folder: Path) -> Iterator[None]:
+def _own_environment(folder: Path) -> Iterator[None]:
     """nnU-Net's three folders under ``folder``, few processes, all cores for torch."""
     processes = str(min(2, os.cpu_count() or 1))
-    settings = {"nnUNet_def_n_proc": processes, "nnUNet_n_proc_DA": processes}
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        settings[name] = str(folder / name)
     torch.set_num_threads(os.cpu_count() or 1)
-    with ExitStack() as stack:
-        for name, value in settings.items():
-            stack.enter_context(variable(name, value))
+    with nnunet_folders(folder), variables({"nnUNet_def_n_proc": processes, "nnUNet_n_proc_DA": processes}):
         yield
 
 

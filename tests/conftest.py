@@ -218,6 +218,20 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
+def train_and_list_moved() -> Any:
+    """``train_and_list_moved(trainer)``: train, and name the network's parts (``encoder``, ...) that moved."""
+
+    def run(trainer: Any) -> set[str]:
+        trainer.on_train_start()
+        start = {name: weight.clone() for name, weight in trainer.network.named_parameters()}
+        trainer.run_training()
+        after = trainer.network.named_parameters()
+        return {name.split(".")[0] for name, weight in after if not torch.equal(start[name], weight)}
+
+    return run
+
+
+@pytest.fixture
 def architecture() -> Any:
     """``architecture(dimension, residual=False, stages=3)``: the entry of that name in plans."""
     return make_architecture

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dualcl.atomic import replacing, write_text
+from nnunet_dualcl.atomic import replacing, write_table, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -53,3 +53,8 @@ def test_write_text_makes_folders_and_writes_utf8(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "note.txt"
     write_text(target, "Größe 3 µm\n")
     assert target.read_bytes() == "Größe 3 µm\n".encode()
+
+
+def test_a_table_has_its_keys_as_header(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", [{"a": 1, "b": "x,y"}, {"a": 0.5, "b": ""}])
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == 'a,b\n1,"x,y"\n0.5,\n'

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from nnunet_dualcl.benchmark.results import CURVE_COLUMNS, PREDICTIONS_FOLDER, Results
 from nnunet_dualcl.benchmark.summary import Section
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.evaluation.metrics import read_image
 from nnunet_dualcl.figures import PALETTE, overlay_figure
 
 _COLORS = (*PALETTE, "#000000", "#999999")
@@ -88,7 +89,7 @@ def case_overlay(section: Section, results: Results, case: str, title: str, imag
     Raises:
         DualCLError: a file is missing or cannot be read, is not 3D, or has another size than the image.
     """
-    image = _read(images / f"{case}_0000.nii.gz")
+    image = read_image(images / f"{case}_0000.nii.gz")
     array = sitk.GetArrayFromImage(image)
     labels = {value: _literal(name) for name, value in results.labels.items()}
     segmentations = {"reference": _segmentation(references / f"{case}.nii.gz", labels)}
@@ -129,18 +130,9 @@ def _shown_jobs(section: Section) -> dict[str, Any]:
     return shown
 
 
-def _read(file: Path) -> sitk.Image:
-    if not file.is_file():
-        raise DualCLError(f"{file} is missing.")
-    try:
-        return sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise DualCLError(f"{file} cannot be read: {error}") from error
-
-
 def _segmentation(file: Path, labels: Iterable[int]) -> np.ndarray:
     """The named labels of a file, (z, y, x); others, such as nnU-Net's ignore label, become background."""
-    array = sitk.GetArrayFromImage(_read(file))
+    array = sitk.GetArrayFromImage(read_image(file))
     return np.where(np.isin(array, list(labels)), array, 0)
 
 

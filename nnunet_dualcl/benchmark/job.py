@@ -6,14 +6,11 @@ python -m nnunet_dualcl.benchmark.job FOLDER ARM LABELED DRAW [--device cpu]
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import platform
 import resource
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +23,24 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
-from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.atomic import write_table, write_text
 from nnunet_dualcl.benchmark.arms import ARMS
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
-from nnunet_dualcl.benchmark.run import PREPARED_FILE, PROTOCOL_FILE, job_split, nnunet_folders
-from nnunet_dualcl.data.cases import list_case_images
+from nnunet_dualcl.benchmark.results import (
+    ALL_LABELED,
+    CASES_FILE,
+    CURVES_FILE,
+    JOB_FILE,
+    JOBS_FOLDER,
+    PREDICTIONS_FOLDER,
+)
+from nnunet_dualcl.benchmark.run import PREPARED_FILE, PROTOCOL_FILE
+from nnunet_dualcl.data.cases import list_case_images, read_split
 from nnunet_dualcl.data.splits import write_splits
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
+from nnunet_dualcl.provenance import source_commit
+from nnunet_dualcl.training.environment import nnunet_folders
 
 _SECOND_SEED = 1000
 """Added to the seed of an ensemble's second member."""
@@ -51,7 +58,7 @@ class Place:
     @property
     def own(self) -> Path:
         """Folder of the job."""
-        return self.folder / "jobs" / self.job.name
+        return self.folder / JOBS_FOLDER / self.job.name
 
     @property
     def raw(self) -> Path:
@@ -62,6 +69,13 @@ class Place:
     def preprocessed(self) -> Path:
         """Preprocessed dataset."""
         return self.folder / "nnUNet_preprocessed" / self.protocol.dataset
+
+    @property
+    def split(self) -> dict[str, list[str]]:
+        """The job's cases by role: ``train``, ``val``, ``unlabeled`` and ``test``."""
+        prepared = json.loads((self.folder / PREPARED_FILE).read_text(encoding="utf-8"))
+        split = read_split(self.preprocessed, self.protocol.fold(self.job)) or {}
+        return {"unlabeled": [], **split, "test": prepared["test"]}
 
     @property
     def dataset_json(self) -> dict[str, Any]:
@@ -76,25 +90,24 @@ def run_job(place: Place) -> None:
     procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training}
     model, folds, checkpoints = procedure[ARMS[place.job.arm].procedure](place)
     peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
-    runs.predict(model, place.raw / "imagesTs", place.own / "predictions", folds=folds, device=place.device)
+    runs.predict(model, place.raw / "imagesTs", place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
     labels = {name: value for name, value in place.dataset_json["labels"].items() if value != 0}
-    prepared = json.loads((place.folder / PREPARED_FILE).read_text(encoding="utf-8"))
     rows = evaluate_folder(
         place.raw / "labelsTs",
-        place.own / "predictions",
-        prepared["test"],
+        place.own / PREDICTIONS_FOLDER,
+        place.split["test"],
         labels,
         tolerance_mm=place.protocol.tolerance_mm,
         file_ending=place.dataset_json["file_ending"],
     )
-    _write_table(place.own / "cases.csv", rows)
+    write_table(place.own / CASES_FILE, rows)
     logs = [torch.load(path, map_location="cpu", weights_only=False)["logging"] for path in checkpoints]
     keys = {"train_losses": "train_loss", "val_losses": "val_loss", "ema_fg_dice": "ema_fg_dice"}
     curves = [
         {"epoch": epoch, **{name: float(logs[-1][key][epoch]) for key, name in keys.items()}}
         for epoch in range(len(logs[-1]["train_losses"]))
     ]
-    _write_table(place.own / "curves.csv", curves)
+    write_table(place.own / CURVES_FILE, curves)
     seconds = sum(
         end - start
         for log in logs
@@ -105,7 +118,7 @@ def run_job(place: Place) -> None:
         "peak_memory_mib": round(peak_memory, 1),
         "samples_per_second": round(len(logs) * place.protocol.steps * _batch_size(place) / seconds, 3),
     }
-    write_text(place.own / "job.json", json.dumps(_record(place, started, labels, cost), indent=2) + "\n")
+    write_text(place.own / JOB_FILE, json.dumps(_record(place, started, labels, cost), indent=2) + "\n")
 
 
 Trained = tuple[Path, tuple[int, ...], list[Path]]
@@ -146,7 +159,7 @@ def _ensemble(place: Place) -> Trained:
 def _self_training(place: Place) -> Trained:
     """Train, label the unlabeled cases, train anew on all of them for as many steps."""
     first, (fold,), first_checkpoint = _train(place, at="first_model")
-    split = json.loads((place.preprocessed / SPLITS_FILE).read_text(encoding="utf-8"))[fold]
+    split = place.split
     ending = place.dataset_json["file_ending"]
     images = {folder: list_case_images(place.raw / folder, ending) for folder in ("imagesTr", IMAGES_UNLABELED)}
     pool = {case: images["imagesTr"][case] for case in split["unlabeled"]} | images[IMAGES_UNLABELED]
@@ -173,10 +186,9 @@ def _with_pseudo_labels(
     cases = target / configuration.data_identifier
     cases.mkdir(exist_ok=True)
     for case in (*split["train"], *split["val"]):
-        for file in (shared / configuration.data_identifier).glob(f"{case}.*"):
-            shutil.copyfile(file, cases / file.name)
-        for file in (shared / configuration.data_identifier).glob(f"{case}_seg.*"):
-            shutil.copyfile(file, cases / file.name)
+        for pattern in (f"{case}.*", f"{case}_seg.*"):
+            for file in (shared / configuration.data_identifier).glob(pattern):
+                shutil.copyfile(file, cases / file.name)
     preprocessor = configuration.preprocessor_class(verbose=False)
     for case, (images, labels) in sorted(pseudo.items()):
         preprocessor.run_case_save(
@@ -208,7 +220,6 @@ def _batch_size(place: Place) -> int:
 def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, ARMS[place.job.arm]
-    prepared = json.loads((place.folder / PREPARED_FILE).read_text(encoding="utf-8"))
     config = protocol.training_config(arm.config, draw=job.draw)
     hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
@@ -223,10 +234,10 @@ def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, 
         "config": config.to_mapping(),
         "plans": protocol.plans,
         "dataset": protocol.dataset,
-        "split": job_split(protocol, job, place.preprocessed, prepared["test"]),
+        "split": place.split,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
-        "commit": _commit(),
+        "commit": source_commit(),
         "hardware": torch.cuda.get_device_name() if place.device == "cuda" else hardware,
         "started": started,
         **cost,
@@ -240,22 +251,6 @@ def _arguments(place: Place) -> list[str]:
     return [place.folder.name, job.arm, str(job.labeled), str(job.draw), "--device", place.device]
 
 
-def _commit() -> str:
-    """Of the source tree this runs from, or "unknown" for an installed package."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job of a prepared benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,11 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
-    labeled: int | str = arguments.labeled if arguments.labeled == "all" else int(arguments.labeled)
+    labeled: int | str = ALL_LABELED if arguments.labeled == ALL_LABELED else int(arguments.labeled)
     job = Job(arguments.arm, labeled, arguments.draw)
     protocol = Protocol.from_yaml(folder / PROTOCOL_FILE)
-    with nnunet_folders(folder, results=folder / "jobs" / job.name / "model"):
-        run_job(Place(protocol, job, folder, arguments.device))
+    place = Place(protocol, job, folder, arguments.device)
+    with nnunet_folders(folder, results=place.own / "model"):
+        run_job(place)
     return 0
 
 

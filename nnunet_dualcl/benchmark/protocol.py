@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.results import ALL_LABELED
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
 
@@ -123,13 +124,13 @@ class Protocol:
 
     def jobs(self) -> list[Job]:
         """All jobs, first draws first, so that an interrupted benchmark has compared something."""
-        counts: list[int | str] = [*self.labeled, "all"]
+        counts: list[int | str] = [*self.labeled, ALL_LABELED]
         return [
             Job(arm, labeled, draw)
             for draw in range(self.draws)
             for labeled in counts
             for arm, draws in self.arms.items()
-            if draw < draws and (ARMS[arm].labels == "all") == (labeled == "all")
+            if draw < draws and (ARMS[arm].labels == "all") == (labeled == ALL_LABELED)
         ]
 
     def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:
@@ -144,6 +145,6 @@ class Protocol:
 
     def fold(self, job: Job) -> int:
         """Index of the job's cases in the split file."""
-        if job.labeled == "all":
+        if job.labeled == ALL_LABELED:
             return len(self.labeled) * self.draws
         return self.labeled.index(int(job.labeled)) * self.draws + job.draw

@@ -13,10 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -26,15 +23,16 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.benchmark.results import JOB_FILE, JOBS_FOLDER
 from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.data.splits import draw_splits, write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 from nnunet_dualcl.preprocessing import preprocess_dataset
 from nnunet_dualcl.small_plans import write_small_plans
-from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.environment import nnunet_folders, variable
 
-PROTOCOL_FILE, PREPARED_FILE = "protocol.yaml", "prepared.json"
+PROTOCOL_FILE, PREPARED_FILE, LOG_FILE = "protocol.yaml", "prepared.json", "log.txt"
 
 
 def run_benchmark(protocol_file: Path, source: Path, folder: Path, *, device: str, only: list[str] | None) -> list[str]:
@@ -64,7 +62,7 @@ def run_benchmark(protocol_file: Path, source: Path, folder: Path, *, device: st
             progress.set_postfix_str(job.name)
             if not run_job_in_a_process(folder, job, device):
                 failed.append(job.name)
-                progress.write(f"FAILED {job.name}: see {folder / 'jobs' / job.name / 'log.txt'}")
+                progress.write(f"FAILED {job.name}: see {folder / JOBS_FOLDER / job.name / LOG_FILE}")
             progress.update()
     return failed
 
@@ -74,33 +72,19 @@ def run_job_in_a_process(folder: Path, job: Job, device: str) -> bool:
 
     On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set, so the same job gives the same weights.
     """
-    place = folder / "jobs" / job.name
-    if (place / "job.json").is_file():
+    place = folder / JOBS_FOLDER / job.name
+    if (place / JOB_FILE).is_file():
         return True
     place.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nnunet_dualcl.benchmark.job", str(folder), job.arm, str(job.labeled)]
     command += [str(job.draw), "--device", device]
-    with (place / "log.txt").open("a", encoding="utf-8") as log:
+    with (place / LOG_FILE).open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
         # batches made in the training process come in the same order each time; a GPU would wait for them
         workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" else {}
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env={**workers, **os.environ})
-    return done.returncode == 0 and (place / "job.json").is_file()
-
-
-@contextmanager
-def nnunet_folders(folder: Path, *, results: Path, preprocessed: Path | None = None) -> Iterator[None]:
-    """nnU-Net's three variables for the length of a block; ``preprocessed`` defaults to the benchmark's own."""
-    settings = {
-        "nnUNet_raw": folder / "nnUNet_raw",
-        "nnUNet_preprocessed": preprocessed or folder / "nnUNet_preprocessed",
-    }
-    with ExitStack() as stack:
-        for name, value in {**settings, "nnUNet_results": results}.items():
-            value.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(variable(name, str(value)))
-        yield
+    return done.returncode == 0 and (place / JOB_FILE).is_file()
 
 
 def _keep_protocol(protocol_file: Path, folder: Path) -> None:
@@ -206,9 +190,3 @@ def _converted(protocol: Protocol, source: Path, scratch: Path) -> Path:
     with nnunet_folders(scratch, results=scratch / "unused"):
         convert_msd_dataset(str(task), num_processes=2)
     return scratch / "nnUNet_raw" / protocol.dataset
-
-
-def job_split(protocol: Protocol, job: Job, preprocessed: Path, test: list[str]) -> dict[str, Any]:
-    """The job's cases by role, the test cases included."""
-    splits = json.loads((preprocessed / SPLITS_FILE).read_text(encoding="utf-8"))
-    return {"unlabeled": [], **splits[protocol.fold(job)], "test": test}

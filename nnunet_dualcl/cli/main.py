@@ -230,7 +230,8 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     try:
         from nnunet_dualcl.benchmark.protocol import Protocol
         from nnunet_dualcl.benchmark.report import write_report
-        from nnunet_dualcl.benchmark.run import run_benchmark
+        from nnunet_dualcl.benchmark.results import JOBS_FOLDER
+        from nnunet_dualcl.benchmark.run import LOG_FILE, run_benchmark
     except ModuleNotFoundError as error:
         raise DualCLError(f"{error}. Benchmarks need more packages: pip install 'nnunet-dualcl[benchmark]'") from None
     failed: list[str] = []
@@ -253,7 +254,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     )
     print(f"Report: {report}")
     for name in failed:
-        print(f"  failed: {name}: see {arguments.o / 'jobs' / name / 'log.txt'}", file=sys.stderr)
+        print(f"  failed: {name}: see {arguments.o / JOBS_FOLDER / name / LOG_FILE}", file=sys.stderr)
     return 1 if failed else 0
 
 

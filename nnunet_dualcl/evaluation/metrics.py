@@ -109,7 +109,7 @@ def evaluate_case(
         DualCLError: a file is missing, cannot be read or holds fractions, or size, spacing, origin or direction of
             the two differ by more than 1e-3.
     """
-    reference, prediction = _read(reference_file), _read(prediction_file)
+    reference, prediction = read_image(reference_file), read_image(prediction_file)
     _check_geometry(reference, prediction, reference_file, prediction_file)
     arrays = _labels_of(reference, reference_file), _labels_of(prediction, prediction_file)
     case = reference_file.name.removesuffix(".gz").rpartition(".")[0]
@@ -197,9 +197,14 @@ def _check(reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[f
         raise ValueError(f"The tolerance is a length in mm, 0 or more, got {tolerance_mm}.")
 
 
-def _read(file: Path) -> sitk.Image:
+def read_image(file: Path) -> sitk.Image:
+    """An image file.
+
+    Raises:
+        DualCLError: missing or unreadable.
+    """
     if not file.is_file():
-        raise DualCLError(f"{file} is missing. Predict the case again, or take it off the list of cases.")
+        raise DualCLError(f"{file} is missing. Write or predict it again, or take it off the list of cases.")
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:

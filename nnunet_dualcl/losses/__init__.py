@@ -16,6 +16,7 @@ graph, and nothing waits for the device. Classes exclude each other; a sigmoid h
 classes ``(0, z)``, whose softmax is its sigmoid.
 """
 
+from nnunet_dualcl.losses._numerics import is_class
 from nnunet_dualcl.losses.contrastive import reliability_contrastive_loss
 from nnunet_dualcl.losses.entropy import normalized_entropy
 from nnunet_dualcl.losses.prototypes import class_prototypes
@@ -28,6 +29,7 @@ __all__ = [
     "assertion_disagreement",
     "class_label_loss",
     "class_prototypes",
+    "is_class",
     "mutual_verification_loss",
     "normalized_entropy",
     "pseudo_label_loss",

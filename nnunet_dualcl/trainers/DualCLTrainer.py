@@ -202,7 +202,8 @@ class DualCLTrainer(nnUNetTrainer):
         self._stop_if_not_finite(result["loss"], batch)
         if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
-            result["weights"] = np.array([self.loss.weights[name] for name in TERMS])
+            weights = self.loss.weights
+            result["weights"] = np.array([weights[name] for name in TERMS])
         return result
 
     def _both_halves(self, batch: dict[str, Any]) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -20,3 +21,26 @@ def variable(name: str, value: str | None) -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def variables(settings: Mapping[str, str]) -> Iterator[None]:
+    """Several of them at once."""
+    with ExitStack() as stack:
+        for name, value in settings.items():
+            stack.enter_context(variable(name, value))
+        yield
+
+
+@contextmanager
+def nnunet_folders(folder: Path, *, results: Path | None = None, preprocessed: Path | None = None) -> Iterator[None]:
+    """nnU-Net's three folders inside ``folder``, made and named in its variables; two of them may lie elsewhere."""
+    places = {
+        "nnUNet_raw": folder / "nnUNet_raw",
+        "nnUNet_preprocessed": preprocessed or folder / "nnUNet_preprocessed",
+        "nnUNet_results": results or folder / "nnUNet_results",
+    }
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+    with variables({name: str(place) for name, place in places.items()}):
+        yield

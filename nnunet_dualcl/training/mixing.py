@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from nnunet_dualcl.losses import is_class
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
 
@@ -50,7 +51,7 @@ def copy_paste(
         known = truth[partner].long()
         images[index] = torch.where(pasted, labeled_images[partner], images[index])
         labels[index] = torch.where(pasted, known, labels[index])
-        reliable[index] = torch.where(pasted, (known >= 0) & (known < num_classes), reliable[index])
+        reliable[index] = torch.where(pasted, is_class(known, num_classes), reliable[index])
     return images, PseudoLabels(labels, reliable)
 
 

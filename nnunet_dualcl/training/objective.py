@@ -18,6 +18,7 @@ from nnunet_dualcl.losses import (
     assertion_disagreement,
     class_label_loss,
     class_prototypes,
+    is_class,
     mutual_verification_loss,
     reliability_contrastive_loss,
     sigmoid_rampup,
@@ -185,7 +186,7 @@ class SemiSupervisedLoss(nn.Module):
         loss = class_label_loss(student, taught.labels, taught.reliable)
         if self.config.pseudo_label_loss == "ce":
             return loss
-        known = taught.reliable & (taught.labels >= 0) & (taught.labels < self.num_classes)
+        known = taught.reliable & is_class(taught.labels, self.num_classes)
         labels = torch.where(known, taught.labels, 0)
         dice: torch.Tensor = self.dice(student.float(), labels.unsqueeze(1), loss_mask=known.unsqueeze(1).float())
         return loss + 1 + dice  # nnU-Net's Dice loss is minus the Dice
@@ -264,7 +265,7 @@ class SemiSupervisedLoss(nn.Module):
         names = ("pseudo_label_accuracy", "pseudo_label_accuracy_foreground")
         if judged is None:
             return {name: torch.full((), torch.nan, device=truth.device) for name in names}
-        among = judged.reliable & (truth >= 0) & (truth < self.num_classes)
+        among = judged.reliable & is_class(truth, self.num_classes)
         right = judged.labels == truth
         foreground = among & ((truth > 0) | (judged.labels > 0))
         return dict(zip(names, (_share(right, among), _share(right, foreground)), strict=True))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_dualcl.atomic import replacing, write_text
+from nnunet_dualcl.atomic import replacing, write_table
 from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 
@@ -35,11 +33,7 @@ class TermLog:
         """Write table and picture into ``folder``, each in one step."""
         if not self.rows:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(folder / TERM_LOG_FILE, text.getvalue())
+        write_table(folder / TERM_LOG_FILE, self.rows)
         with replacing(folder / TERM_PICTURE_FILE) as partial:
             self.figure().savefig(partial, dpi=110, metadata={"Software": None})
 

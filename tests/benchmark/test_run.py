@@ -15,9 +15,10 @@ from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.benchmark import job as job_module
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import load_results
-from nnunet_dualcl.benchmark.run import nnunet_folders, run_benchmark
+from nnunet_dualcl.benchmark.run import run_benchmark
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.training.environment import nnunet_folders
 
 pytestmark = pytest.mark.slow
 

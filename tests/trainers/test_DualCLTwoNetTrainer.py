@@ -22,17 +22,12 @@ def test_it_differs_in_the_network_alone() -> None:
     assert signatures[0] == signatures[1]
 
 
-def test_it_trains_both_networks_and_exports_nnunets(toy: Any, configure: Any, tmp_path: Path) -> None:
+def test_it_trains_both_networks_and_exports_nnunets(
+    toy: Any, configure: Any, train_and_list_moved: Any, tmp_path: Path
+) -> None:
     configure(**SHORT)
     trainer = toy.trainer(DualCLTwoNetTrainer)
-    trainer.on_train_start()
-    start = {name: weight.clone() for name, weight in trainer.network.named_parameters()}
-    trainer.run_training()
-    moved = {
-        name.split(".")[0]
-        for name, weight in trainer.network.named_parameters()
-        if not torch.equal(start[name], weight)
-    }
+    moved = train_and_list_moved(trainer)
     assert moved == {"encoder", "decoder", "encoder_b", "decoder_b"}
     export_stock_model(Path(trainer.output_folder_base), tmp_path / "stock")
     weights = torch.load(tmp_path / "stock" / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]

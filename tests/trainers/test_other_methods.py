@@ -37,17 +37,12 @@ def test_nnunet_finds_it_and_its_preset_holds_where_the_file_is_silent(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_trains_moves_what_it_should_and_logs(toy: Any, configure: Any, method: Any) -> None:
+def test_it_trains_moves_what_it_should_and_logs(
+    toy: Any, configure: Any, train_and_list_moved: Any, method: Any
+) -> None:
     configure(**SHORT)
     trainer = toy.trainer(method)
-    trainer.on_train_start()
-    start = {name: weight.clone() for name, weight in trainer.network.named_parameters()}
-    trainer.run_training()
-    moved = {
-        name.split(".")[0]
-        for name, weight in trainer.network.named_parameters()
-        if not torch.equal(start[name], weight)
-    }
+    moved = train_and_list_moved(trainer)
     two = {"encoder", "decoder", "encoder_b", "decoder_b"}
     assert moved == (two if method is CPSTrainer else {"encoder", "decoder"})
     (row,) = csv.DictReader((Path(trainer.output_folder) / TERM_LOG_FILE).open())
