@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -161,3 +162,28 @@ def test_the_overridden_methods_are_listed() -> None:
     overridden = {name for name, value in vars(DualCLTrainer).items()
                   if hasattr(nnUNetTrainer, name) and callable(getattr(DualCLTrainer, name))}  # fmt: skip
     assert sorted(listed) == sorted(overridden)
+
+
+# ---- numbers
+
+
+def test_dice_of_trainings_stands_in_the_result_file() -> None:
+    rows = json.loads(read("benchmarks/results/hippocampus_exploration.json"))["rows"]
+    stored = sorted((row["steps"], f"{row['mean_dice']:.4f}") for row in rows)
+    for row in rows:
+        cases = row["dice_per_case"].values()
+        assert sum(map(sum, cases)) / (2 * len(cases)) == pytest.approx(row["mean_dice"], abs=1e-4)
+    shown = re.findall(r"^\|.*\| ([\d,]+) \| (0\.\d{4}) \|", read("docs/benchmarks.md"), re.M)
+    assert sorted((int(steps.replace(",", "")), dice) for steps, dice in shown) == stored
+
+
+def test_costs_stand_in_the_result_files() -> None:
+    page = read("docs/benchmarks.md")
+    step = json.loads(read("benchmarks/results/step_cost.json"))
+    assert f"| DualCL | {step['seconds']['dualcl']:.3f} | {step['peak_memory_mib']['dualcl']:.0f} |" in page
+    assert f"**{step['ratios']['dualcl / network_and_teacher']:.2f}**" in page
+    paper = json.loads(read("benchmarks/results/step_cost_without_teacher.json"))
+    assert f"took {paper['ratios']['dualcl / bare_network']:.2f} times the bare network" in page
+    ratios = json.loads(read("benchmarks/results/preprocess_cost.json"))["ratios"]
+    wall, processor = (ratios[f"dualcl / stock, {clock}"] for clock in ("wall", "processor"))
+    assert f"| **{wall:.2f}** | **{processor:.2f}** |" in page
