@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import shlex
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
@@ -33,15 +35,18 @@ from nnunet_dualcl.benchmark.results import (
     JOB_FILE,
     JOBS_FOLDER,
     PREDICTIONS_FOLDER,
+    PREPARED_FILE,
+    PROTOCOL_FILE,
 )
-from nnunet_dualcl.benchmark.run import PREPARED_FILE, PROTOCOL_FILE
 from nnunet_dualcl.data.cases import list_case_images, read_split
 from nnunet_dualcl.data.splits import write_splits
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 from nnunet_dualcl.provenance import source_commit
-from nnunet_dualcl.training.environment import nnunet_folders
+from nnunet_dualcl.training.environment import nnunet_folders, variables
 
+_LOCK_FILE = "running.lock"
 _SECOND_SEED = 1000
 """Added to the seed of an ensemble's second member."""
 
@@ -82,6 +87,27 @@ class Place:
         """Content of the raw dataset's ``dataset.json``."""
         content: dict[str, Any] = json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))
         return content
+
+
+def run(folder: Path, job: Job, device: str) -> None:
+    """Run one job of a prepared benchmark in this process, unless it is finished.
+
+    On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set: batches made in the training process come in the same
+    order each time, and the same job gives the same weights. A GPU would wait for them.
+
+    Raises:
+        DualCLError: another process is at the job.
+    """
+    place = Place(Protocol.from_yaml(folder / PROTOCOL_FILE), job, folder, device)
+    place.own.mkdir(parents=True, exist_ok=True)
+    workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" and "nnUNet_n_proc_DA" not in os.environ else {}
+    try:
+        with FileLock(place.own / _LOCK_FILE, blocking=False), variables(workers):
+            if not (place.own / JOB_FILE).is_file():
+                with nnunet_folders(folder, results=place.own / "model"):
+                    run_job(place)
+    except Timeout:
+        raise DualCLError(f"Another process is at the job {place.own}. Wait for it, or end it.") from None
 
 
 def run_job(place: Place) -> None:
@@ -262,11 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
     labeled: int | str = ALL_LABELED if arguments.labeled == ALL_LABELED else int(arguments.labeled)
-    job = Job(arguments.arm, labeled, arguments.draw)
-    protocol = Protocol.from_yaml(folder / PROTOCOL_FILE)
-    place = Place(protocol, job, folder, arguments.device)
-    with nnunet_folders(folder, results=place.own / "model"):
-        run_job(place)
+    run(folder, Job(arguments.arm, labeled, arguments.draw), arguments.device)
     return 0
 
 

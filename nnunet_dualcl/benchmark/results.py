@@ -13,6 +13,9 @@ import pandas as pd
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import METRICS
 
+PROTOCOL_FILE = "protocol.yaml"
+PREPARED_FILE = "prepared.json"
+"""Its presence means that the data are ready; names the test cases."""
 JOBS_FOLDER = "jobs"
 JOB_FILE = "job.json"
 CASES_FILE = "cases.csv"
@@ -93,6 +96,12 @@ def load_results(folder: Path) -> Results:
         curves=_stacked([_identified(_curves(path), record) for record, path in read], CURVE_COLUMNS),
         unfinished=tuple(path.name for path in folders if not (path / JOB_FILE).is_file()),
     )
+
+
+def finished_seconds(folder: Path, name: str) -> float | None:
+    """Seconds that the job's training took, or None where it is not finished."""
+    file = folder / JOBS_FOLDER / name / JOB_FILE
+    return float(json.loads(file.read_text(encoding="utf-8"))["wall_seconds"]) if file.is_file() else None
 
 
 def labeled_rank(labeled: int | str) -> tuple[bool, int]:

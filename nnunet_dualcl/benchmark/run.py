@@ -1,90 +1,213 @@
-"""Prepare a benchmark's data and run its jobs, each once; a stopped benchmark goes on where it was.
+"""Run a benchmark's jobs, each once and in a process of its own, on this machine or on Slurm through submitit.
 
 Everything lies in one folder: nnU-Net's raw and preprocessed folders, and ``jobs/NAME/`` with the job's model,
-predictions, ``cases.csv``, ``curves.csv`` and, last, ``job.json``, whose presence means the job is finished.
+predictions, ``cases.csv``, ``curves.csv`` and, last, ``job.json``, whose presence means the job is finished. A stopped
+benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-import numpy as np
+import submitit
+import torch
 import yaml
-from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.benchmark import job as one_job
+from nnunet_dualcl.benchmark.prepare import check_source, prepare
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
-from nnunet_dualcl.benchmark.results import JOB_FILE, JOBS_FOLDER
-from nnunet_dualcl.data.cases import list_case_images
-from nnunet_dualcl.data.splits import draw_splits, write_splits
+from nnunet_dualcl.benchmark.results import JOBS_FOLDER, PROTOCOL_FILE, finished_seconds
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
-from nnunet_dualcl.preprocessing import preprocess_dataset
-from nnunet_dualcl.small_plans import write_small_plans
-from nnunet_dualcl.training.environment import nnunet_folders, variable
+from nnunet_dualcl.training.environment import nnunet_folders, variables
 
-PROTOCOL_FILE, PREPARED_FILE, LOG_FILE = "protocol.yaml", "prepared.json", "log.txt"
+LOGS_FOLDER = "logs"
+_MONTH_MINUTES = 30 * 24 * 60
 
 
-def run_benchmark(protocol_file: Path, source: Path, folder: Path, *, device: str, only: list[str] | None) -> list[str]:
+@dataclass(frozen=True)
+class Engine:
+    """Where jobs run.
+
+    Attributes:
+        cluster: ``local`` (processes of this machine) or ``slurm``.
+        at_once: jobs in flight at a time. On this machine they share its processors, and its GPUs take turns.
+        slurm: parameters of submitit's Slurm executor without their prefix, such as ``partition`` or ``timeout_min``.
+    """
+
+    cluster: str = "local"
+    at_once: int = 1
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.cluster not in ("local", "slurm"):
+            raise DualCLError(f"Jobs run 'local' or on 'slurm', got {self.cluster!r}.")
+        if self.at_once < 1:
+            raise DualCLError(f"At least 1 job must run at a time, got {self.at_once}.")
+        if self.slurm and self.cluster != "slurm":
+            raise DualCLError(f"{', '.join(self.slurm)}: for Slurm alone. Add --cluster slurm.")
+
+
+class RunJob(Checkpointable):  # type: ignore[misc]
+    """A job as submitit's function: queued again, and going on, where Slurm's time limit or preemption ends it.
+
+    It starts another Python, because submitit's process and all it forks wave SIGTERM through, with which nnU-Net's
+    pools end their workers.
+    """
+
+    def __call__(self, folder: str, job: Job, device: str) -> None:
+        """Train, predict, evaluate; see :mod:`nnunet_dualcl.benchmark.job`."""
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                one_job.__name__,
+                folder,
+                job.arm,
+                str(job.labeled),
+                str(job.draw),
+                "--device",
+                device,
+            ],
+            check=True,
+        )
+
+
+def run_benchmark(
+    protocol_file: Path,
+    source: Path,
+    folder: Path,
+    *,
+    device: str,
+    only: Sequence[str] | None = None,
+    engine: Engine | None = None,
+) -> list[str]:
     """Prepare the data where that was not done, then run the jobs that are not finished.
 
     Args:
         protocol_file: see :class:`Protocol`; a copy is kept in ``folder`` and must not change after.
         source: dataset in nnU-Net's raw or in the Medical Segmentation Decathlon's layout, all cases labeled;
             ``unlabeled`` or ``imagesUnlabeled`` beside ``imagesTr`` holds further images without labels.
-        folder: of the benchmark.
+        folder: of the benchmark; on Slurm, on a disk that its nodes share.
         device: torch device type.
         only: arms to run; None for all.
+        engine: None for one job at a time on this machine.
 
     Returns:
-        Names of the jobs that failed; their reason is in ``jobs/NAME/log.txt``.
+        Names of the jobs that failed; their output is in ``jobs/NAME/logs/``.
+
+    Raises:
+        DualCLError: before anything is written, where the protocol, the source, the arms or the device will not do.
     """
+    engine = engine or Engine()
     protocol = Protocol.from_yaml(protocol_file)
+    unknown = sorted(set(only or ()) - set(protocol.arms))
+    if unknown:
+        raise DualCLError(
+            f"{protocol_file} has no arms {', '.join(unknown)}. It has: {', '.join(protocol.arms)}. Add them to it, "
+            "or leave them out."
+        )
+    if engine.cluster == "local" and device == "cuda" and not torch.cuda.is_available():
+        raise DualCLError("No CUDA device here. Add -device cpu (slow), or --cluster slurm.")
     folder = folder.resolve()
-    _check_source(protocol, source)
+    check_source(protocol, source)
     _keep_protocol(protocol_file, folder)
     with nnunet_folders(folder, results=folder / "unused"):
         prepare(protocol, source.resolve(), folder)
-    jobs = [job for job in protocol.jobs() if only is None or job.arm in only]
+    return run_jobs(folder, [job for job in protocol.jobs() if only is None or job.arm in only], device, engine)
+
+
+def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, poll_seconds: float = 0.5) -> list[str]:
+    """Run every job that is not finished; a failure stops no other job.
+
+    An interrupt cancels the jobs in flight; repeat the call, and they go on from their last checkpoints.
+
+    Returns:
+        Names of the jobs that failed.
+    """
+    waiting = [job for job in jobs if finished_seconds(folder, job.name) is None]
+    slots: list[tuple[Job, Any] | None] = [None] * engine.at_once
     failed = []
-    with tqdm(total=len(jobs), desc="benchmark", unit="job") as progress:
-        for job in jobs:
-            progress.set_postfix_str(job.name)
-            if not run_job_in_a_process(folder, job, device):
-                failed.append(job.name)
-                progress.write(f"FAILED {job.name}: see {folder / JOBS_FOLDER / job.name / LOG_FILE}")
-            progress.update()
+    with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="benchmark", unit="job") as progress:
+        try:
+            while waiting or any(slots):
+                for slot, running in enumerate(slots):
+                    if running is not None and running[1].done():
+                        name = running[0].name
+                        if finished_seconds(folder, name) is None:
+                            failed.append(name)
+                            progress.write(f"FAILED {name}: see {folder / JOBS_FOLDER / name / LOGS_FOLDER}")
+                        progress.update()
+                        slots[slot] = running = None
+                    if running is None and waiting:
+                        job = waiting.pop(0)
+                        slots[slot] = (job, _submit(folder, job, device, engine, slot))
+                flying = [running[0] for running in slots if running is not None]
+                left = time_left(folder, jobs, [*flying, *waiting], engine.at_once)
+                progress.set_postfix_str(f"{' '.join(job.name for job in flying)}, {left}")
+                time.sleep(poll_seconds if flying else 0)
+        except BaseException:
+            for running in slots:
+                if running is not None:
+                    running[1].cancel(check=False)
+            raise
     return failed
 
 
-def run_job_in_a_process(folder: Path, job: Job, device: str) -> bool:
-    """Run a job in a Python of its own, so that its peak memory is its own; True when it is finished.
+def time_left(folder: Path, jobs: Sequence[Job], unfinished: Sequence[Job], at_once: int) -> str:
+    """Estimate from the trainings of finished jobs: those of the same arm, else all."""
+    by_arm: dict[str, list[float]] = {}
+    for job in jobs:
+        seconds = finished_seconds(folder, job.name)
+        if seconds is not None:
+            by_arm.setdefault(job.arm, []).append(seconds)
+    if not by_arm:
+        return "time left not known before a job is finished"
+    overall = mean(mean(spent) for spent in by_arm.values())
+    total = sum(mean(by_arm.get(job.arm, [overall])) for job in unfinished) / at_once
+    return f"about {total / 3600:.1f} h left"
 
-    On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set, so the same job gives the same weights.
-    """
-    place = folder / JOBS_FOLDER / job.name
-    if (place / JOB_FILE).is_file():
-        return True
-    place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nnunet_dualcl.benchmark.job", str(folder), job.arm, str(job.labeled)]
-    command += [str(job.draw), "--device", device]
-    with (place / LOG_FILE).open("a", encoding="utf-8") as log:
-        log.write(f"$ {shlex.join(command)}\n")
-        log.flush()
-        # batches made in the training process come in the same order each time; a GPU would wait for them
-        workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" else {}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env={**workers, **os.environ})
-    return done.returncode == 0 and (place / JOB_FILE).is_file()
+
+def _submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Any:
+    executor = submitit.AutoExecutor(folder=folder / JOBS_FOLDER / job.name / LOGS_FOLDER, cluster=engine.cluster)
+    gpus = 1 if device == "cuda" else 0
+    executor.update_parameters(name=job.name, gpus_per_node=gpus, stderr_to_stdout=True)
+    if engine.cluster == "slurm":
+        executor.update_parameters(**{f"slurm_{key}": value for key, value in engine.slurm.items()})
+        return executor.submit(RunJob(), str(folder), job, device)
+    executor.update_parameters(timeout_min=_MONTH_MINUTES)
+    if gpus:
+        visible = _visible_gpus()
+        executor.update_parameters(visible_gpus=(visible[slot % len(visible)],))
+    with variables(_share(device, engine.at_once)):
+        return executor.submit(RunJob(), str(folder), job, device)
+
+
+def _visible_gpus() -> list[int]:
+    """Numbers of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, which submitit sets anew for each job."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if named and all(part.strip().isdigit() for part in named.split(",")):
+        return [int(part) for part in named.split(",")]
+    return list(range(torch.cuda.device_count()))
+
+
+def _share(device: str, at_once: int) -> dict[str, str]:
+    """A job's share of this machine's processors, where the user did not set it."""
+    if at_once == 1:
+        return {}
+    share = str(max(1, (os.cpu_count() or 1) // at_once))
+    names = ["OMP_NUM_THREADS", "nnUNet_def_n_proc"] + (["nnUNet_n_proc_DA"] if device == "cuda" else [])
+    return {name: share for name in names if name not in os.environ}
 
 
 def _keep_protocol(protocol_file: Path, folder: Path) -> None:
@@ -95,98 +218,3 @@ def _keep_protocol(protocol_file: Path, folder: Path) -> None:
             f"{folder} holds results of another protocol. Give -o another folder, or go on with {kept} as it is."
         )
     write_text(kept, text)
-
-
-def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
-    """Raw dataset without the test cases, plans, preprocessed cases and splits; done once."""
-    stamp = folder / PREPARED_FILE
-    if stamp.is_file():
-        return
-    raw = folder / "nnUNet_raw" / protocol.dataset
-    preprocessed = folder / "nnUNet_preprocessed" / protocol.dataset
-    for unfinished in (raw, preprocessed):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    test = _raw_dataset(protocol, source, raw)
-    extract_fingerprints([protocol.dataset_id], num_processes=2, check_dataset_integrity=True)
-    with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
-        plan_experiments([protocol.dataset_id])
-    if protocol.small_plans:
-        write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **protocol.small_plans)
-    preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [2])
-    write_splits(preprocessed / SPLITS_FILE, _splits(protocol, raw), force=True)
-    report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)
-    if report.failed:
-        raise DualCLError(f"Unlabeled cases that cannot be used: {report.failed}")
-    write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
-
-
-def _check_source(protocol: Protocol, source: Path) -> None:
-    if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
-        raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
-    if not protocol.dataset_json and not (source / "dataset.json").is_file():
-        raise DualCLError(f"{source} has no dataset.json. Add one, or 'dataset_json' to the protocol.")
-    found = sum(not path.name.startswith(".") for path in (source / "labelsTr").iterdir())
-    needed = protocol.test_cases + protocol.validation_cases + max(protocol.labeled) + 1
-    if found < needed:
-        raise DualCLError(
-            f"{source}: {found} labeled cases are too few; the protocol needs {needed} ({protocol.test_cases} test, "
-            f"{protocol.validation_cases} validation, {max(protocol.labeled)} labeled and at least 1 unlabeled). Lower "
-            "test_cases, validation_cases or labeled."
-        )
-
-
-def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
-    """Draws of each labeled count, then one fold with the whole pool labeled; the validation cases are the same."""
-    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-    pool = list(list_case_images(raw / "imagesTr", dataset_json["file_ending"]))
-    folds = []
-    for count in protocol.labeled:
-        folds += draw_splits(
-            pool, labeled=count, validation=protocol.validation_cases, draws=protocol.draws, seed=protocol.seed
-        )
-    first = folds[0]
-    return [*folds, {"train": sorted(first["train"] + first["unlabeled"]), "val": first["val"]}]
-
-
-def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
-    """Write the raw dataset with the test cases in ``imagesTs`` and ``labelsTs``; returns their names."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if _is_decathlon(source):
-            source = _converted(protocol, source, Path(scratch))
-        dataset_json = dict(protocol.dataset_json)
-        if (source / "dataset.json").is_file():
-            dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-        ending = dataset_json["file_ending"]
-        cases = list_case_images(source / "imagesTr", ending)
-        chosen = np.random.default_rng(protocol.seed).permutation(sorted(cases))[: protocol.test_cases]
-        test = sorted(str(case) for case in chosen)
-        for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-            (raw / role).mkdir(parents=True)
-        for case, images in cases.items():
-            side = "Ts" if case in test else "Tr"
-            for image in images:
-                shutil.copyfile(image, raw / f"images{side}" / image.name)
-            shutil.copyfile(source / "labelsTr" / f"{case}{ending}", raw / f"labels{side}" / f"{case}{ending}")
-        for name in (IMAGES_UNLABELED, "unlabeled"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, raw / IMAGES_UNLABELED)
-        content = {**dataset_json, "numTraining": len(cases) - len(test)}
-        (raw / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return test
-
-
-def _is_decathlon(source: Path) -> bool:
-    path = source / "dataset.json"
-    return path.is_file() and "training" in json.loads(path.read_text(encoding="utf-8"))
-
-
-def _converted(protocol: Protocol, source: Path, scratch: Path) -> Path:
-    """nnU-Net's own converter, which wants an ``imagesTs`` folder and a name such as Task04_Hippocampus."""
-    task = scratch / f"Task{protocol.dataset_id:02d}_{protocol.dataset_name}"
-    task.mkdir()
-    (task / "imagesTs").mkdir()
-    for name in ("imagesTr", "labelsTr", "dataset.json"):
-        (task / name).symlink_to(source / name)
-    with nnunet_folders(scratch, results=scratch / "unused"):
-        convert_msd_dataset(str(task), num_processes=2)
-    return scratch / "nnUNet_raw" / protocol.dataset

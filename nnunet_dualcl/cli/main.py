@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="everything is written here")
     command.add_argument("-device", default="cuda", choices=("cuda", "cpu"))
     command.add_argument("--arms", nargs="+", default=None, metavar="ARM", help="run these alone; the rest can follow")
+    command.add_argument("--at-once", type=int, default=1, metavar="N", help="jobs at a time (default 1)")
+    command.add_argument("--cluster", default="local", choices=("local", "slurm"), help="default: this machine")
+    command.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's Slurm parameters: partition=gpu"
+    )
     command.add_argument("--report", action="store_true", help="write the report of what is finished, run nothing")
     command.set_defaults(run=_benchmark)
 
@@ -231,7 +236,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         from nnunet_dualcl.benchmark.protocol import Protocol
         from nnunet_dualcl.benchmark.report import write_report
         from nnunet_dualcl.benchmark.results import JOBS_FOLDER
-        from nnunet_dualcl.benchmark.run import LOG_FILE, run_benchmark
+        from nnunet_dualcl.benchmark.run import LOGS_FOLDER, Engine, run_benchmark
     except ModuleNotFoundError as error:
         raise DualCLError(f"{error}. Benchmarks need more packages: pip install 'nnunet-dualcl[benchmark]'") from None
     failed: list[str] = []
@@ -239,7 +244,12 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         if arguments.i is None:
             raise DualCLError("Name the dataset with -i, or give --report to report what is finished.")
         failed = run_benchmark(
-            arguments.protocol, arguments.i, arguments.o, device=arguments.device, only=arguments.arms
+            arguments.protocol,
+            arguments.i,
+            arguments.o,
+            device=arguments.device,
+            only=arguments.arms,
+            engine=Engine(arguments.cluster, arguments.at_once, _slurm_parameters(arguments.slurm)),
         )
     protocol = Protocol.from_yaml(arguments.protocol)
     raw = arguments.o / "nnUNet_raw" / protocol.dataset
@@ -254,8 +264,17 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     )
     print(f"Report: {report}")
     for name in failed:
-        print(f"  failed: {name}: see {arguments.o / JOBS_FOLDER / name / LOG_FILE}", file=sys.stderr)
+        print(f"  failed: {name}: see {arguments.o / JOBS_FOLDER / name / LOGS_FOLDER}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _slurm_parameters(pairs: list[str]) -> dict[str, object]:
+    import yaml
+
+    odd = [pair for pair in pairs if "=" not in pair]
+    if odd:
+        raise DualCLError(f"--slurm takes KEY=VALUE, as in partition=gpu timeout_min=600; got {', '.join(odd)}.")
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -10,12 +10,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from filelock import FileLock
 from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 
 from nnunet_dualcl.benchmark import job as job_module
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import load_results
-from nnunet_dualcl.benchmark.run import run_benchmark
+from nnunet_dualcl.benchmark.run import Engine, run_benchmark, run_jobs, time_left
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.training.environment import nnunet_folders
@@ -63,17 +64,31 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def in_this_process(folder: Path, job: Job, device: str) -> bool:
+class Submitted:
+    """What submitit gives back, done at the ``looks``-th look."""
+
+    def __init__(self, looks: int = 1) -> None:
+        self.looks = looks
+        self.cancelled = False
+
+    def done(self) -> bool:
+        self.looks -= 1
+        return self.looks <= 0
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled = True
+
+
+def in_this_process(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Submitted:
     """Stands for a process of the job's own, whose start takes most of the time."""
-    with nnunet_folders(folder, results=folder / "jobs" / job.name / "model"):
-        job_module.run_job(job_module.Place(Protocol.from_yaml(folder / "protocol.yaml"), job, folder, device))
-    return True
+    job_module.run(folder, job, device)
+    return Submitted()
 
 
 def test_a_benchmark_from_scans_to_report_and_again(
     source: Path, tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnunet_dualcl.benchmark.run.run_job_in_a_process", in_this_process)
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run._submit", in_this_process)
     out = tmp_path / "out"
     protocol = write(tmp_path)
     assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "-device", "cpu"]) == 0
@@ -112,16 +127,17 @@ def test_a_job_in_a_process_of_its_own_and_a_failure_that_stops_nothing(
     original = Protocol.from_yaml(protocol)
     (out / "jobs" / "stock_2_0").mkdir(parents=True)
     (out / "jobs" / "stock_2_0" / "model_config.yaml").write_text("seed: 99\n", encoding="utf-8")  # of another run
-    assert run_benchmark(protocol, source, out, device="cpu", only=None) == ["stock_2_0"]
-    assert "belongs to trainings with another configuration" in (out / "jobs" / "stock_2_0" / "log.txt").read_text()
+    assert run_benchmark(protocol, source, out, device="cpu", engine=Engine(at_once=2)) == ["stock_2_0"]
+    (log,) = (out / "jobs" / "stock_2_0" / "logs").glob("*_log.out")
+    assert "belongs to trainings with another configuration" in log.read_text()
     assert (out / "jobs" / "dualcl_2_0" / "job.json").is_file()
     assert original.jobs()[0].name == "stock_2_0"
     with pytest.raises(DualCLError, match="holds results of another protocol"):
-        run_benchmark(write(tmp_path, steps=4), source, out, device="cpu", only=None)
+        run_benchmark(write(tmp_path, steps=4), source, out, device="cpu")
 
 
 def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: None) -> None:
-    from nnunet_dualcl.benchmark.run import prepare
+    from nnunet_dualcl.benchmark.prepare import prepare
 
     task = tmp_path / "Task01_Other"
     names = sorted(path.name for path in (source / "labelsTr").iterdir())
@@ -153,7 +169,80 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
 def test_a_source_that_will_not_do_is_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DualCLError, match="has no imagesTr and labelsTr"):
-        run_benchmark(write(tmp_path), tmp_path, out, device="cpu", only=None)
+        run_benchmark(write(tmp_path), tmp_path, out, device="cpu")
     with pytest.raises(DualCLError, match=r"6 labeled cases are too few; the protocol needs 9 \(5 test, 1 validation"):
-        run_benchmark(write(tmp_path, test_cases=5), source, out, device="cpu", only=None)
+        run_benchmark(write(tmp_path, test_cases=5), source, out, device="cpu")
+    with pytest.raises(DualCLError, match=r"tiny.yaml has no arms cps, nothing. It has: stock, stock_all"):
+        run_benchmark(write(tmp_path), source, out, device="cpu", only=["nothing", "stock", "cps"])
+    if not torch.cuda.is_available():
+        with pytest.raises(DualCLError, match="No CUDA device here"):
+            run_benchmark(write(tmp_path), source, out, device="cuda")
     assert not out.exists()
+
+
+JOBS = [Job("stock", 2, 0), Job("dualcl", 2, 0), Job("dualcl", 2, 1), Job("stock_all", "all", 0)]
+
+
+def finish(folder: Path, job: Job, seconds: float) -> None:
+    (folder / "jobs" / job.name).mkdir(parents=True)
+    (folder / "jobs" / job.name / "job.json").write_text(json.dumps({"wall_seconds": seconds}), encoding="utf-8")
+
+
+def test_as_many_jobs_fly_as_asked_for_and_finished_ones_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flying: list[Submitted] = []
+    seen: list[tuple[str, int, int]] = []
+
+    def submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Submitted:
+        flying.append(Submitted(looks=3))
+        seen.append((job.name, slot, sum(entry.looks > 0 for entry in flying)))
+        if job.arm != "stock_all":  # which then counts as failed
+            finish(folder, job, 60.0)
+        return flying[-1]
+
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run._submit", submit)
+    finish(tmp_path, JOBS[0], 60.0)
+    assert run_jobs(tmp_path, JOBS, "cpu", Engine(at_once=2), poll_seconds=0) == ["stock_all_all_0"]
+    assert seen == [("dualcl_2_0", 0, 1), ("dualcl_2_1", 1, 2), ("stock_all_all_0", 0, 2)]
+
+
+def test_an_interrupt_cancels_what_flies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flying: list[Submitted] = []
+
+    def submit(*_: Any) -> Submitted:
+        if len(flying) == 2:
+            raise KeyboardInterrupt
+        flying.append(Submitted(looks=99))
+        return flying[-1]
+
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run._submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(tmp_path, JOBS, "cpu", Engine(at_once=3), poll_seconds=0)
+    assert [entry.cancelled for entry in flying] == [True, True]
+
+
+def test_the_time_left_comes_from_finished_jobs_of_the_arm_or_of_all(tmp_path: Path) -> None:
+    assert time_left(tmp_path, JOBS, JOBS, 1) == "time left not known before a job is finished"
+    finish(tmp_path, JOBS[0], 1800.0)
+    finish(tmp_path, JOBS[1], 5400.0)
+    # dualcl takes 1.5 h as before, stock_all the mean of the arms, 1 h; two at a time
+    assert time_left(tmp_path, JOBS, JOBS[2:], 2) == "about 1.2 h left"
+
+
+def test_two_processes_never_work_at_one_job(source: Path, tmp_path: Path) -> None:
+    write(tmp_path).rename(tmp_path / "protocol.yaml")
+    (tmp_path / "jobs" / "stock_2_0").mkdir(parents=True)
+    with FileLock(tmp_path / "jobs" / "stock_2_0" / "running.lock"):
+        with pytest.raises(DualCLError, match="Another process is at the job"):
+            job_module.run(tmp_path, Job("stock", 2, 0), "cpu")
+
+
+def test_an_engine_that_cannot_be_is_refused() -> None:
+    for options, message in (
+        ({"cluster": "pbs"}, "'local' or on 'slurm', got 'pbs'"),
+        ({"at_once": 0}, "At least 1 job"),
+        ({"slurm": {"partition": "gpu"}}, "partition: for Slurm alone"),
+    ):
+        with pytest.raises(DualCLError, match=message):
+            Engine(**options)  # type: ignore[arg-type]
