@@ -46,6 +46,11 @@ ARMS: Mapping[str, Arm] = {
     "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
     "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
     "dualcl": Arm("DualCL"),
+    "dualcl_all": Arm(
+        "DualCL, all labels",
+        config={"pseudo_label_weight": 0.0, "contrastive_weight": 0.0},  # nothing is unlabeled
+        labels="all",
+    ),
     "dualcl_two_networks": Arm("DualCL, two networks", "DualCLTwoNetTrainer"),
     "dualcl_paper": Arm("DualCL, the paper's form", config=PRESETS["paper"]),
     "dualcl_minus_verification": Arm("DualCL without L_reg", config={"verification_weight": 0.0}),

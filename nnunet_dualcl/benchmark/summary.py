@@ -63,13 +63,19 @@ class Section:
 def sections(results: Results, baselines: Sequence[str], lower: str, upper: str) -> list[Section]:
     """One section a number of labeled cases; jobs with all labels are the upper bound of every section.
 
-    They get a section of their own only if there are others than the upper bound among them, or no fewer labels.
+    They get a section of their own only if there are others than the upper bound among them, or no fewer labels; there
+    the others are compared with the upper bound.
     """
     counts = sorted(results.jobs["labeled"].unique(), key=labeled_rank)
     everything = set(results.jobs.loc[results.jobs["labeled"] == ALL_LABELED, "arm"])
     if len(counts) > 1 and everything == {upper}:
         counts.remove(ALL_LABELED)
-    return [_section(results, labeled, tuple(baselines), lower, upper) for labeled in counts]
+    return [
+        _section(results, labeled, (upper,), upper, upper)
+        if labeled == ALL_LABELED
+        else _section(results, labeled, tuple(baselines), lower, upper)
+        for labeled in counts
+    ]
 
 
 def arm_rows(section: Section) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
     config = protocol.training_config(ARMS[arm].config, draw=0)
     if ARMS[arm].trainer != "nnUNetTrainer":
-        assert config.uses_unlabeled == (arm != "dual_decoder")
+        assert config.uses_unlabeled == (arm not in ("dual_decoder", "dualcl_all"))
 
 
 def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:

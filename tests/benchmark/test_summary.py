@@ -190,3 +190,15 @@ def test_worst_and_median_are_of_the_focus_arm(tmp_path: Path) -> None:
 def test_the_focus_is_a_baseline_where_nothing_else_is_finished(tmp_path: Path) -> None:
     write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key[0] != "dualcl"})
     assert the_section(tmp_path).focus == "stock"
+
+
+def test_what_trains_with_all_labels_is_compared_with_the_upper_bound(tmp_path: Path) -> None:
+    scores = {**HEAD_DICE, ("dualcl_all", "all", 0): (0.92, 0.92, 0.94)}
+    parts = sections(load_results(write_store(tmp_path, scores)), ("teacher",), "stock", "stock")
+    assert [part.labeled for part in parts] == [3, "all"]
+    assert (parts[1].compared, parts[1].baselines) == (("dualcl_all",), ("stock",))
+    pooled = comparison_rows(parts[1])[-1]
+    # head and tail: (0.02 + 0 + 0) / 3, two cases of three untouched
+    assert pooled["mean_difference"] == pytest.approx(0.02 / 3)
+    assert (pooled["wins"], pooled["ties"]) == (1, 2)
+    assert notes(parts[1], load_results(tmp_path)) == []

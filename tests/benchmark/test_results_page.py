@@ -1,0 +1,69 @@
+"""The page of results is what the stored results say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from synthetic_store import HEAD_DICE, write_store
+
+ROOT = Path(__file__).parents[2]
+PROTOCOL = {
+    "title": "Toy", "dataset_id": 777, "dataset_name": "Toy", "labeled": [3], "draws": 2, "steps": 500,
+    "arms": {"stock": 2, "mean_teacher": 2, "dualcl": 2, "stock_all": 1, "cps": 1}, "test_cases": 3,
+    "validation_cases": 1, "baselines": ["stock", "mean_teacher"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "results_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """A benchmark's folder, with a prediction that must stay there and a job that is not finished."""
+    names = {"teacher": "mean_teacher", "dualcl": "dualcl", "stock": "stock"}
+    scores = {
+        ("stock_all" if labeled == "all" else names[arm], labeled, draw): dice
+        for (arm, labeled, draw), dice in HEAD_DICE.items()
+    }
+    folder = write_store(tmp_path / "out", scores)
+    (folder / "protocol.yaml").write_text(yaml.safe_dump(PROTOCOL), encoding="utf-8")
+    (folder / "jobs" / "dualcl_3_0" / "predictions").mkdir()
+    (folder / "jobs" / "dualcl_3_0" / "predictions" / "001.nii.gz").touch()
+    (folder / "jobs" / "cps_3_0").mkdir()
+    return folder
+
+
+def test_results_are_stored_without_volumes_and_shown_between_their_markers(
+    script: ModuleType, benchmark: Path, tmp_path: Path
+) -> None:
+    stores = tmp_path / "stores"
+    assert script.store(benchmark, stores / "toy") == len(HEAD_DICE)
+    files = {path.name for path in stores.rglob("*") if path.is_file()}
+    assert files == {"protocol.yaml", "job.json", "cases.csv", "curves.csv"}
+    page = "Before.\n<!-- results of toy -->\nold numbers\n<!-- end of toy -->\nAfter.\n"
+    shown = script.rewritten(page, stores)
+    assert shown.startswith("Before.\n<!-- results of toy -->\n")
+    assert shown.endswith("<!-- end of toy -->\nAfter.\n")
+    assert "old numbers" not in shown
+    # head and tail of cases 001 and 002, head alone of NA: (0.65 + 0.70 + 0.80) / 3 and (0.59 + 0.65 + 0.70) / 3
+    assert "| DualCL | 2 | 0.6817 ± 0.0495 |" in shown
+    assert "| DualCL | stock nnU-Net | +0.0" in shown
+    assert "- Not finished: cps_3_0." in shown
+    assert script.rewritten(shown, stores) == shown
+
+
+def test_the_page_is_what_the_stored_results_say(script: ModuleType) -> None:
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.rewritten(page, script.STORES) == page
+    assert set(script._stores_of(page)) == {path.parent.name for path in script.STORES.glob("*/jobs")}
