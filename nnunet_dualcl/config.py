@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
 class DualCLConfig:
     """Settings of one training. Variants are ``dataclasses.replace(config, field=value)``.
 
-    The first five fields set nnU-Net's own attributes of the same name; the rest belong to this package.
+    The fields up to ``mirroring`` set what nnU-Net has as well; the rest belong to this package.
     Weights multiply terms as in ``docs/method.md``. All values are checked on construction.
     """
 
@@ -73,6 +73,9 @@ class DualCLConfig:
     """Seed of weights, batches and sampling. Repeats need nnUNet_n_proc_DA=0 and a deterministic device; with
     augmentation workers the order of batches depends on timing. nnU-Net's blur picks its algorithm by the clock, which
     changes voxels by rounding."""
+    mirroring: bool = True
+    """Mirror patches in training and average mirrored predictions (nnU-Net's default). Off where left and right are
+    labels of their own, as nnU-Net's nnUNetTrainerNoMirroring does."""
 
     unlabeled_batch_size: int | None = None
     """Unlabeled patches a step; null means as many as labeled ones."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nnunet_dualcl.config import PRESETS
 
+STOCK_TRAINER = "nnUNetTrainer"
 Procedure = Literal["train", "ensemble", "self_training"]
 
 
@@ -32,10 +33,10 @@ class Arm:
 
 
 ARMS: Mapping[str, Arm] = {
-    "stock": Arm("stock nnU-Net", "nnUNetTrainer"),
-    "stock_all": Arm("stock nnU-Net, all labels", "nnUNetTrainer", labels="all"),
-    "stock_ensemble": Arm("two stock nnU-Nets", "nnUNetTrainer", procedure="ensemble"),
-    "self_training": Arm("stock self-training", "nnUNetTrainer", procedure="self_training"),
+    "stock": Arm("stock nnU-Net", STOCK_TRAINER),
+    "stock_all": Arm("stock nnU-Net, all labels", STOCK_TRAINER, labels="all"),
+    "stock_ensemble": Arm("two stock nnU-Nets", STOCK_TRAINER, procedure="ensemble"),
+    "self_training": Arm("stock self-training", STOCK_TRAINER, procedure="self_training"),
     "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),
     "mean_teacher": Arm("Mean Teacher", "MeanTeacherTrainer", PRESETS["mean_teacher"]),
     "mean_teacher_mixing": Arm(

@@ -26,7 +26,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import write_table, write_text
-from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.arms import ARMS, STOCK_TRAINER
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import (
     ALL_LABELED,
@@ -155,14 +155,14 @@ def _train(
     place: Place, *, at: str = "model", seed: int = 0, fold: int | None = None, preprocessed: Path | None = None
 ) -> Trained:
     """One training of the job's arm in ``at``, from the job's seed plus ``seed``."""
-    arm, protocol = ARMS[place.job.arm], place.protocol
-    config = protocol.training_config(arm.config, draw=place.job.draw + seed)
+    protocol = place.protocol
+    config = protocol.training_config(ARMS[place.job.arm].config, draw=place.job.draw + seed)
     fold = protocol.fold(place.job) if fold is None else fold
     with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed):
         model = runs.train(
             protocol.dataset,
             protocol.plans,
-            arm.trainer,
+            _trainer(place),
             config,
             place.own / f"{at}_config.yaml",
             fold=fold,
@@ -225,6 +225,13 @@ def _with_pseudo_labels(
     return ours
 
 
+def _trainer(place: Place) -> str:
+    """Ours read from their configuration whether to mirror; of nnU-Net's, another one is taken."""
+    trainer = ARMS[place.job.arm].trainer
+    mirrors = place.protocol.training_config({}, draw=0).mirroring
+    return f"{trainer}NoMirroring" if trainer == STOCK_TRAINER and not mirrors else trainer
+
+
 def _peak_memory(device: str) -> float:
     """MiB: of the device's allocator, or of this process (with what Python and its libraries take)."""
     if device == "cuda":
@@ -238,7 +245,7 @@ def _batch_size(place: Place) -> int:
     plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
     labeled: int = plans.get_configuration(protocol.configuration).batch_size
     config = protocol.training_config(arm.config, draw=place.job.draw)
-    if arm.trainer == "nnUNetTrainer" or not config.uses_unlabeled:
+    if arm.trainer == STOCK_TRAINER or not config.uses_unlabeled:
         return labeled
     return labeled + (config.unlabeled_batch_size or labeled)
 
@@ -256,7 +263,7 @@ def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, 
         "draw": job.draw,
         "seed": config.seed,
         "steps": protocol.steps,
-        "trainer": arm.trainer,
+        "trainer": _trainer(place),
         "config": config.to_mapping(),
         "plans": protocol.plans,
         "dataset": protocol.dataset,

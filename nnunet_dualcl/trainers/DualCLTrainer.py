@@ -120,6 +120,15 @@ class DualCLTrainer(nnUNetTrainer):
 
     # ---- data
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """nnU-Net's, without mirror axes where the configuration says so."""
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.config.mirroring:
+            axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, initial_patch_size, axes
+
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders, the training one paired with unlabeled patches; workers seeded."""
         seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])

@@ -34,7 +34,7 @@ PROTOCOL: dict[str, Any] = {
     "validation_cases": 1,
     "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1, "dualcl": 1},
     "small_plans": {"patch_size": [8, 16, 16], "features": [3, 4, 5], "spacing_mm": [5.0, 3.0, 3.0]},
-    "config": {"contrastive_samples": 32},
+    "config": {"contrastive_samples": 32, "mirroring": False},
 }
 
 
@@ -102,6 +102,8 @@ def test_a_benchmark_from_scans_to_report_and_again(
         assert set(split["test"]) == test
         assert not test & set(split["train"] + split["val"] + split["unlabeled"])
         assert record["wall_seconds"] > 0
+        trainer = "DualCLTrainer" if record["arm"] == "dualcl" else "nnUNetTrainerNoMirroring"
+        assert record["trainer"] == trainer
     few, everything = (set(records[name]["split"]["train"]) for name in ("stock_2_0", "stock_all_all_0"))
     assert (len(few), len(everything)) == (2, 3)
     assert few < everything

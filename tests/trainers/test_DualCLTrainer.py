@@ -27,7 +27,8 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 
 OVERRIDDEN = {
     "__init__", "build_network_architecture", "initialize", "_build_loss", "set_deep_supervision_enabled",
-    "get_dataloaders", "run_training", "on_train_start", "on_train_epoch_start", "train_step",
+    "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_dataloaders", "run_training",
+    "on_train_start", "on_train_epoch_start", "train_step",
     "on_train_epoch_end", "save_checkpoint", "load_checkpoint",
 }  # fmt: skip
 
@@ -50,6 +51,16 @@ def test_configuration_sets_nnunets_own_numbers(toy: Any, configure: Any) -> Non
     assert numbers == (3, 4, 5)
     trainer.initialize()
     assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_mirroring_is_left_to_nnunet_or_off_in_training_and_at_prediction(toy: Any, configure: Any) -> None:
+    axes = []
+    for changes in ({}, {"mirroring": False}):
+        configure(**changes)
+        trainer = toy.trainer(DualCLTrainer)
+        in_training = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3]
+        axes.append((in_training, trainer.inference_allowed_mirroring_axes))
+    assert axes == [((0, 1, 2), (0, 1, 2)), (None, None)]
 
 
 def test_without_extras_a_step_is_stock_nnunets(toy: Any, configure: Any) -> None:
