@@ -45,7 +45,10 @@ def training_curves(section: Section, styles: ArmStyles) -> Figure:
     for panel, column in zip(panels, CURVE_COLUMNS[1:], strict=True):
         for (arm, _), curve in section.curves.groupby(["arm", "job"]):
             color, line_style = styles[arm]
-            panel.plot(curve["epoch"], curve[column], color=color, linestyle=line_style, linewidth=1.2)
+            look = {"color": color, "linestyle": line_style, "linewidth": 1.2}
+            if len(curve) == 1:  # a line of one point cannot be seen
+                look["marker"] = "."
+            panel.plot(curve["epoch"], curve[column], **look)
         panel.set(xlabel="epoch", title=column.replace("_", " "))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.spines[["top", "right"]].set_visible(False)

@@ -47,6 +47,14 @@ def test_a_line_a_job_in_the_color_of_its_arm(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(section.arms)
 
 
+def test_a_training_of_one_epoch_is_seen(tmp_path: Path) -> None:
+    curves = write_store(tmp_path) / "jobs" / "dualcl_3_0" / "curves.csv"
+    curves.write_text("\n".join(curves.read_text().splitlines()[:2]) + "\n")
+    section = the_section(tmp_path)
+    lines = training_curves(section, arm_styles(section.arms)).axes[0].lines
+    assert sorted((len(line.get_xdata()), line.get_marker()) for line in lines) == [(1, "."), *[(4, "None")] * 6]
+
+
 def test_a_box_an_arm_at_the_quartiles_of_its_cases(tmp_path: Path) -> None:
     section = the_section(write_store(tmp_path))
     styles = arm_styles(section.arms)
