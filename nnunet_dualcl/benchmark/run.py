@@ -8,8 +8,10 @@ benchmark goes on where it was.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,14 +119,28 @@ def run_benchmark(
             f"{protocol_file} has no arms {', '.join(unknown)}. It has: {', '.join(protocol.arms)}. Add them to it, "
             "or leave them out."
         )
-    if engine.cluster == "local" and device == "cuda" and not torch.cuda.is_available():
-        raise DualCLError("No CUDA device here. Add -device cpu (slow), or --cluster slurm.")
+    check_engine(engine, device)
     folder = folder.resolve()
     check_source(protocol, source)
     _keep_protocol(protocol_file, folder)
     with nnunet_folders(folder, results=folder / "unused"):
         prepare(protocol, source.resolve(), folder)
     return run_jobs(folder, [job for job in protocol.jobs() if only is None or job.arm in only], device, engine)
+
+
+def check_engine(engine: Engine, device: str) -> None:
+    """Raise a :class:`DualCLError` where no job could start: no GPU, no Slurm, or parameters unknown to it."""
+    if engine.cluster == "local":
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DualCLError("No CUDA device here. Add -device cpu (slow), or --cluster slurm.")
+        return
+    if shutil.which("srun") is None or shutil.which("sbatch") is None:
+        raise DualCLError("There is no Slurm here (srun and sbatch are not in PATH). Leave --cluster slurm out.")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            _executor(Path(scratch), "check", device, engine)
+        except (NameError, TypeError) as error:
+            raise DualCLError(f"--slurm: {error}") from None
 
 
 def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, poll_seconds: float = 0.5) -> list[str]:
@@ -179,18 +195,25 @@ def time_left(folder: Path, jobs: Sequence[Job], unfinished: Sequence[Job], at_o
 
 
 def _submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Any:
-    executor = submitit.AutoExecutor(folder=folder / JOBS_FOLDER / job.name / LOGS_FOLDER, cluster=engine.cluster)
-    gpus = 1 if device == "cuda" else 0
-    executor.update_parameters(name=job.name, gpus_per_node=gpus, stderr_to_stdout=True)
+    executor = _executor(folder / JOBS_FOLDER / job.name / LOGS_FOLDER, job.name, device, engine)
+    environment = {}
+    if engine.cluster == "local":
+        environment = _share(device, engine.at_once)
+        if device == "cuda":
+            visible = _visible_gpus()
+            executor.update_parameters(visible_gpus=(visible[slot % len(visible)],))
+    with variables(environment):
+        return executor.submit(RunJob(), str(folder), job, device)
+
+
+def _executor(logs: Path, name: str, device: str, engine: Engine) -> Any:
+    executor = submitit.AutoExecutor(folder=logs, cluster=engine.cluster)
+    executor.update_parameters(name=name, gpus_per_node=1 if device == "cuda" else 0, stderr_to_stdout=True)
     if engine.cluster == "slurm":
         executor.update_parameters(**{f"slurm_{key}": value for key, value in engine.slurm.items()})
-        return executor.submit(RunJob(), str(folder), job, device)
-    executor.update_parameters(timeout_min=_MONTH_MINUTES)
-    if gpus:
-        visible = _visible_gpus()
-        executor.update_parameters(visible_gpus=(visible[slot % len(visible)],))
-    with variables(_share(device, engine.at_once)):
-        return executor.submit(RunJob(), str(folder), job, device)
+    else:
+        executor.update_parameters(timeout_min=_MONTH_MINUTES)
+    return executor
 
 
 def _visible_gpus() -> list[int]:

@@ -1,0 +1,59 @@
+"""Jobs on Slurm, with stand-ins for its commands that run a submitted script at once on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunet_dualcl.benchmark.protocol import Job
+from nnunet_dualcl.benchmark.run import Engine, check_engine, run_jobs
+from nnunet_dualcl.errors import DualCLError
+
+COMMANDS = {
+    "sbatch": """cp "${@: -1}" "$KEPT"
+(SLURM_JOB_ID=12 bash "${@: -1}"; touch "$KEPT.ended") > /dev/null 2>&1 &
+echo "Submitted batch job 12\"""",
+    "srun": """while [[ $1 == -* ]]; do if [[ $1 == --output ]]; then out=$2; shift; fi; shift; done
+export SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1
+exec "$@" > "$(sed "s/%j/12/; s/%t/0/" <<< "$out")" 2>&1""",
+    "sacct": """[ -e "$KEPT.ended" ] && state=COMPLETED || state=RUNNING
+printf "JobID|State|NodeList\\n12|$state|here\\n\"""",
+    "scancel": "true",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-ins come first in PATH; returns where the submitted script is kept."""
+    for name, body in COMMANDS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("KEPT", str(tmp_path / "submitted.sh"))
+    return tmp_path / "submitted.sh"
+
+
+@pytest.mark.slow
+def test_a_job_goes_through_slurm_with_the_users_parameters(slurm: Path, tmp_path: Path) -> None:
+    """The folder holds no protocol, so the job fails where it begins: after all that lies between."""
+    engine = Engine("slurm", 1, {"partition": "gpu", "timeout_min": 7})
+    folder = tmp_path / "out"
+    assert run_jobs(folder, [Job("stock", 2, 0)], "cuda", engine) == ["stock_2_0"]
+    lines = slurm.read_text(encoding="utf-8").splitlines()
+    assert {"#SBATCH --partition=gpu", "#SBATCH --time=7", "#SBATCH --gpus-per-node=1"} <= set(lines)
+    (log,) = (folder / "jobs" / "stock_2_0" / "logs").glob("*_log.out")
+    assert f"Cannot read the protocol {folder / 'protocol.yaml'}" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_parameter_that_slurm_does_not_have_is_refused() -> None:
+    with pytest.raises(DualCLError, match="Unknown argument 'no_such'"):
+        check_engine(Engine("slurm", 1, {"no_such": 1}), "cuda")
+
+
+def test_slurm_without_its_commands_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DualCLError, match="no Slurm here"):
+        check_engine(Engine("slurm"), "cuda")
