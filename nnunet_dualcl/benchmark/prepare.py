@@ -61,14 +61,18 @@ def check_source(protocol: Protocol, source: Path) -> None:
         raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
     if not protocol.dataset_json and not (source / "dataset.json").is_file():
         raise DualCLError(f"{source} has no dataset.json. Add one, or 'dataset_json' to the protocol.")
-    found = sum(not path.name.startswith(".") for path in (source / "labelsTr").iterdir())
-    needed = protocol.test_cases + protocol.validation_cases + max(protocol.labeled) + 1
-    if found < needed:
+    names = {path.name for path in (source / "labelsTr").iterdir() if not path.name.startswith(".")}
+    needed = protocol.num_test_cases + protocol.validation_cases + max(protocol.labeled) + 1
+    if len(names) < needed:
         raise DualCLError(
-            f"{source}: {found} labeled cases are too few; the protocol needs {needed} ({protocol.test_cases} test, "
-            f"{protocol.validation_cases} validation, {max(protocol.labeled)} labeled and at least 1 unlabeled). Lower "
-            "test_cases, validation_cases or labeled."
+            f"{source}: {len(names)} labeled cases are too few; the protocol needs {needed} ({protocol.num_test_cases} "
+            f"test, {protocol.validation_cases} validation, {max(protocol.labeled)} labeled and at least 1 unlabeled). "
+            "Lower test_cases, validation_cases or labeled."
         )
+    if not isinstance(protocol.test_cases, int):
+        missing = sorted(case for case in protocol.test_cases if not any(name.split(".")[0] == case for name in names))
+        if missing or len(set(protocol.test_cases)) < len(protocol.test_cases):
+            raise DualCLError(f"{source / 'labelsTr'} lacks test_cases, or they repeat: {', '.join(missing)}.")
 
 
 def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
@@ -94,8 +98,7 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
             dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
         ending = dataset_json["file_ending"]
         cases = list_case_images(source / "imagesTr", ending)
-        chosen = np.random.default_rng(protocol.seed).permutation(sorted(cases))[: protocol.test_cases]
-        test = sorted(str(case) for case in chosen)
+        test = _test_cases(protocol, sorted(cases))
         for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             (raw / role).mkdir(parents=True)
         for case, images in cases.items():
@@ -109,6 +112,13 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
         content = {**dataset_json, "numTraining": len(cases) - len(test)}
         (raw / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return test
+
+
+def _test_cases(protocol: Protocol, cases: list[str]) -> list[str]:
+    if isinstance(protocol.test_cases, int):
+        chosen = np.random.default_rng(protocol.seed).permutation(cases)[: protocol.test_cases]
+        return sorted(str(case) for case in chosen)
+    return sorted(protocol.test_cases)
 
 
 def _is_decathlon(source: Path) -> bool:

@@ -50,8 +50,8 @@ class Protocol:
     """Arm -> draws of it, at most ``draws``."""
     steps: int
     """Training steps of each arm."""
-    test_cases: int
-    """Held back by seed before anything is planned; no choice is made on them."""
+    test_cases: int | tuple[str, ...]
+    """Held back before anything is planned, a number drawn by seed or these very cases; no choice is made on them."""
     validation_cases: int
     """Of the pool, for choices."""
     draws: int = 1
@@ -71,6 +71,8 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("labeled", "baselines"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.test_cases, int):
+            object.__setattr__(self, "test_cases", tuple(map(str, self.test_cases)))
         unknown = sorted(set(self.arms) - set(ARMS))
         if unknown:
             raise DualCLError(f"Unknown arms {', '.join(unknown)}. Known: {', '.join(ARMS)}.")
@@ -116,6 +118,11 @@ class Protocol:
     def dataset(self) -> str:
         """nnU-Net's full name."""
         return f"Dataset{self.dataset_id:03d}_{self.dataset_name}"
+
+    @property
+    def num_test_cases(self) -> int:
+        """How many cases are held back."""
+        return self.test_cases if isinstance(self.test_cases, int) else len(self.test_cases)
 
     @property
     def plans(self) -> str:

@@ -155,12 +155,13 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
     }  # fmt: skip
     (task / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
-    protocol = Protocol.from_yaml(write(tmp_path))
+    chosen = [names[1].removesuffix(".nii.gz"), names[4].removesuffix(".nii.gz")]
+    protocol = Protocol.from_yaml(write(tmp_path, test_cases=chosen))
     out = tmp_path / "out"
     with nnunet_folders(out, results=out / "unused"):
         prepare(protocol, task, out)
     raw = out / "nnUNet_raw" / "Dataset009_Tiny"
-    assert len(list((raw / "imagesTs").iterdir())) == 2
+    assert sorted(path.name for path in (raw / "labelsTs").iterdir()) == [names[1], names[4]]
     assert len(list((raw / "imagesTr").iterdir())) == 4
     case = next((raw / "imagesTs").iterdir())
     ours = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
@@ -174,6 +175,8 @@ def test_a_source_that_will_not_do_is_refused_and_nothing_is_written(source: Pat
         run_benchmark(write(tmp_path), tmp_path, out, device="cpu")
     with pytest.raises(DualCLError, match=r"6 labeled cases are too few; the protocol needs 9 \(5 test, 1 validation"):
         run_benchmark(write(tmp_path, test_cases=5), source, out, device="cpu")
+    with pytest.raises(DualCLError, match=r"lacks test_cases, or they repeat: nobody"):
+        run_benchmark(write(tmp_path, test_cases=["nobody", "phantom_000"]), source, out, device="cpu")
     with pytest.raises(DualCLError, match=r"tiny.yaml has no arms cps, nothing. It has: stock, stock_all"):
         run_benchmark(write(tmp_path), source, out, device="cpu", only=["nothing", "stock", "cps"])
     if not torch.cuda.is_available():
