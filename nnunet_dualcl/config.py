@@ -107,7 +107,7 @@ class DualCLConfig:
     unreliable_fraction_end: float = 0.0
     """The same at the last step; linear in between."""
 
-    verification_weight: float = 0.5
+    verification_weight: float = 0.1
     """w_reg, weight of the mutual verification term L_reg."""
     verification_confidence: float = 0.6
     """T, the least probability with which a decoder asserts a class."""

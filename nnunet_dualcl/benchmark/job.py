@@ -13,6 +13,8 @@ import resource
 import shlex
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -284,6 +286,13 @@ def _arguments(place: Place) -> list[str]:
     return [place.folder.name, job.arm, str(job.labeled), str(job.draw), "--device", place.device]
 
 
+def _end_with(parent: int, poll_seconds: float = 1.0) -> None:
+    """A job whose starter was killed would go on unseen; its checkpoints are whole at any moment."""
+    while os.getppid() == parent:
+        time.sleep(poll_seconds)
+    os._exit(1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job of a prepared benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,7 +301,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("labeled")
     parser.add_argument("draw", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parent", type=int, help="end when this process, which started the job, has ended")
     arguments = parser.parse_args(argv)
+    if arguments.parent is not None:
+        threading.Thread(target=_end_with, args=(arguments.parent,), daemon=True).start()
     folder = arguments.folder.resolve()
     labeled: int | str = ALL_LABELED if arguments.labeled == ALL_LABELED else int(arguments.labeled)
     run(folder, Job(arguments.arm, labeled, arguments.draw), arguments.device)

@@ -69,20 +69,8 @@ class RunJob(Checkpointable):  # type: ignore[misc]
 
     def __call__(self, folder: str, job: Job, device: str) -> None:
         """Train, predict, evaluate; see :mod:`nnunet_dualcl.benchmark.job`."""
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                one_job.__name__,
-                folder,
-                job.arm,
-                str(job.labeled),
-                str(job.draw),
-                "--device",
-                device,
-            ],
-            check=True,
-        )
+        command = [sys.executable, "-m", one_job.__name__, folder, job.arm, str(job.labeled), str(job.draw)]
+        subprocess.run([*command, "--device", device, "--parent", str(os.getpid())], check=True)
 
 
 def run_benchmark(

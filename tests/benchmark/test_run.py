@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +243,18 @@ def test_two_processes_never_work_at_one_job(source: Path, tmp_path: Path) -> No
     with FileLock(tmp_path / "jobs" / "stock_2_0" / "running.lock"):
         with pytest.raises(DualCLError, match="Another process is at the job"):
             job_module.run(tmp_path, Job("stock", 2, 0), "cpu")
+
+
+def test_a_job_ends_with_the_process_that_started_it() -> None:
+    """The starter dies by SIGKILL, which it cannot pass on; the pipe ends when the last holder of it has ended."""
+    waits = "import os; from nnunet_dualcl.benchmark.job import _end_with; print('waits', flush=True); "
+    waits += "_end_with(os.getppid(), 0.05)"
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waits!r}])"
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.kill()
+        assert process.communicate(timeout=60) == ("", None)
 
 
 def test_an_engine_that_cannot_be_is_refused() -> None:
