@@ -30,6 +30,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "mixing": "none",
             "reliability": "global",
             "verification_on": "both",
+            "verification_weight": 0.5,
         },
         "supervised": _NO_TERMS,
         "stock": {**_NO_TERMS, "second_decoder": False, "prediction": "a"},
