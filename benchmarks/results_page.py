@@ -88,18 +88,17 @@ def tables(results: Results, protocol: Protocol) -> str:
         lines += _arms_table(part)
         lines += ["", *_differences_table(compared[part.labeled])]
         lines += ["", *[f"- {note}" for note in notes(part, results)]]
-    lines += [f"- Not finished: {name}." for name in sorted(_planned(protocol) - set(results.jobs["name"]))]
+    planned = {job.name for job in protocol.jobs()}
+    missing = sorted(planned - set(results.jobs["name"]))
+    if missing:
+        lines.append(f"- Not run yet, {len(missing)} of {len(planned)} jobs: {', '.join(missing)}.")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
-
-
-def _planned(protocol: Protocol) -> set[str]:
-    return {job.name for job in protocol.jobs()}
 
 
 def _made_by(results: Results, protocol: Protocol) -> str:
     first = results.records[0]
     versions = f"torch {first['versions']['torch']}, nnunetv2 {first['versions']['nnunetv2']}"
-    days = sorted(record["started"][:10] for record in results.records)
+    days = sorted({record["started"][:10] for record in results.records})
     plans = ", ".join(f"{key} {value}" for key, value in protocol.small_plans.items()) or "nnU-Net's own"
 
     def all_of(key: str) -> str:
@@ -109,7 +108,7 @@ def _made_by(results: Results, protocol: Protocol) -> str:
         f"{len(first['split']['test'])} test cases; {protocol.steps:,} steps; plans: {plans}; final checkpoint. Dice: "
         f"mean over classes and cases, then over draws, ± its standard deviation between draws. "
         f"Commits {all_of('commit')}; seeds {all_of('seed')}; {all_of('hardware')}; {versions}; "
-        f"{days[0]} to {days[-1]}."
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}."
     )
 
 
