@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.atomic import write_text
-from nnunet_dualcl.benchmark.arms import ARMS
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import (
     CASES_FILE,
@@ -28,6 +27,7 @@ from nnunet_dualcl.benchmark.results import (
     PROTOCOL_FILE,
     Results,
     load_results,
+    scored_role,
 )
 from nnunet_dualcl.benchmark.summary import POOLED, Section, add_corrected, arm_rows, comparison_rows, notes, sections
 
@@ -85,8 +85,8 @@ def tables(results: Results, protocol: Protocol) -> str:
     lines = [_made_by(results, protocol)]
     for part in parts:
         lines += ["", f"### {protocol.title}: {part.labeled} labeled cases", ""]
-        lines += _arms_table(part)
-        lines += ["", *_differences_table(compared[part.labeled])]
+        lines += _arms_table(part, protocol)
+        lines += ["", *_differences_table(compared[part.labeled], protocol)]
         lines += ["", *[f"- {note}" for note in notes(part, results)]]
     planned = {job.name for job in protocol.jobs()}
     missing = sorted(planned - set(results.jobs["name"]))
@@ -99,20 +99,21 @@ def _made_by(results: Results, protocol: Protocol) -> str:
     first = results.records[0]
     versions = f"torch {first['versions']['torch']}, nnunetv2 {first['versions']['nnunetv2']}"
     days = sorted({record["started"][:10] for record in results.records})
+    scored = f"{len(first['split'][scored_role(first)])} {protocol.score} cases"
     plans = ", ".join(f"{key} {value}" for key, value in protocol.small_plans.items()) or "nnU-Net's own"
 
     def all_of(key: str) -> str:
         return ", ".join(map(str, sorted({record[key] for record in results.records})))
 
     return (
-        f"{len(first['split']['test'])} test cases; {protocol.steps:,} steps; plans: {plans}; final checkpoint. Dice: "
+        f"{scored}; {protocol.steps:,} steps; plans: {plans}; final checkpoint. Dice: "
         f"mean over classes and cases, then over draws, ± its standard deviation between draws. "
         f"Commits {all_of('commit')}; seeds {all_of('seed')}; {all_of('hardware')}; {versions}; "
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}."
     )
 
 
-def _arms_table(part: Section) -> list[str]:
+def _arms_table(part: Section, protocol: Protocol) -> list[str]:
     rows = arm_rows(part)
     labels = list(rows[0]["per_class"])
     head = ["arm", "draws", "Dice", *labels, "HD95, mm", "surface Dice", "gap closed", "minutes", "memory, MiB"]
@@ -120,14 +121,14 @@ def _arms_table(part: Section) -> list[str]:
     for row in sorted(rows, key=lambda row: row["dice"]):
         spread = f" ± {row['dice_sd']:.4f}" if math.isfinite(row["dice_sd"]) else ""
         gap = f"{row['gap_closed']:.0%}" if math.isfinite(row["gap_closed"]) else ""
-        cells = [_title(row["arm"]), len(row["draws"]), f"{row['dice']:.4f}{spread}"]
+        cells = [_title(row["arm"], protocol), len(row["draws"]), f"{row['dice']:.4f}{spread}"]
         cells += [f"{row['per_class'][label]['dice']:.3f}" for label in labels]
         cells += [f"{row['hd95_mm']:.2f}", f"{row['nsd']:.3f}", gap]
         lines.append(_row([*cells, f"{row['wall_seconds'] / 60:.0f}", f"{row['peak_memory_mib']:.0f}"]))
     return lines
 
 
-def _differences_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differences_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[str]:
     """Each arm less each baseline: the draws pooled, and draw by draw where there are several."""
     if not rows:
         return []
@@ -137,7 +138,7 @@ def _differences_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for pooled in [row for row in rows if row["draw"] == POOLED]:
         same = {row["draw"]: row for row in rows if all(row[key] == pooled[key] for key in ("arm", "baseline"))}
         by_draw = [_interval(same[draw]) if draw in same else "" for draw in draws]
-        names = [_title(pooled["arm"]), _title(pooled["baseline"])]
+        names = [_title(pooled[key], protocol) for key in ("arm", "baseline")]
         lines.append(_row([*names, _interval(pooled), f"{pooled['corrected_p']:.2g}", *by_draw]))
     return lines
 
@@ -146,8 +147,8 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['mean_difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
 
 
-def _title(arm: str) -> str:
-    return ARMS[arm.removesuffix(" (all labels)")].title
+def _title(arm: str, protocol: Protocol) -> str:
+    return protocol.arm(arm.removesuffix(" (all labels)")).title
 
 
 def _row(cells: Iterable[Any]) -> str:

@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import write_table, write_text
-from nnunet_dualcl.benchmark.arms import ARMS, STOCK_TRAINER
+from nnunet_dualcl.benchmark.arms import STOCK_TRAINER, Arm
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import (
     ALL_LABELED,
@@ -61,6 +61,18 @@ class Place:
     job: Job
     folder: Path
     device: str
+
+    @property
+    def arm(self) -> Arm:
+        """What the job trains."""
+        return self.protocol.arm(self.job.arm)
+
+    @property
+    def scored(self) -> dict[str, list[Path]]:
+        """Images of the cases to predict and score, by case."""
+        role, folder = ("test", "imagesTs") if self.protocol.score == "test" else ("val", "imagesTr")
+        images = list_case_images(self.raw / folder, self.dataset_json["file_ending"])
+        return {case: images[case] for case in self.split[role]}
 
     @property
     def own(self) -> Path:
@@ -116,17 +128,18 @@ def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training}
-    model, folds, checkpoints = procedure[ARMS[place.job.arm].procedure](place)
+    model, folds, checkpoints = procedure[place.arm.procedure](place)
     peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
-    runs.predict(model, place.raw / "imagesTs", place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
+    ending, scored = place.dataset_json["file_ending"], place.scored
+    runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, ending, folds=folds, device=place.device)
     labels = {name: value for name, value in place.dataset_json["labels"].items() if value != 0}
     rows = evaluate_folder(
-        place.raw / "labelsTs",
+        place.raw / ("labelsTs" if place.protocol.score == "test" else "labelsTr"),
         place.own / PREDICTIONS_FOLDER,
-        place.split["test"],
+        list(scored),
         labels,
         tolerance_mm=place.protocol.tolerance_mm,
-        file_ending=place.dataset_json["file_ending"],
+        file_ending=ending,
     )
     write_table(place.own / CASES_FILE, rows)
     logs = [torch.load(path, map_location="cpu", weights_only=False)["logging"] for path in checkpoints]
@@ -158,7 +171,7 @@ def _train(
 ) -> Trained:
     """One training of the job's arm in ``at``, from the job's seed plus ``seed``."""
     protocol = place.protocol
-    config = protocol.training_config(ARMS[place.job.arm].config, draw=place.job.draw + seed)
+    config = protocol.training_config(place.arm.config, draw=place.job.draw + seed)
     fold = protocol.fold(place.job) if fold is None else fold
     with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed):
         model = runs.train(
@@ -229,7 +242,7 @@ def _with_pseudo_labels(
 
 def _trainer(place: Place) -> str:
     """Ours read from their configuration whether to mirror; of nnU-Net's, another one is taken."""
-    trainer = ARMS[place.job.arm].trainer
+    trainer = place.arm.trainer
     mirrors = place.protocol.training_config({}, draw=0).mirroring
     return f"{trainer}NoMirroring" if trainer == STOCK_TRAINER and not mirrors else trainer
 
@@ -243,7 +256,7 @@ def _peak_memory(device: str) -> float:
 
 def _batch_size(place: Place) -> int:
     """Labeled and unlabeled patches a step."""
-    protocol, arm = place.protocol, ARMS[place.job.arm]
+    protocol, arm = place.protocol, place.arm
     plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
     labeled: int = plans.get_configuration(protocol.configuration).batch_size
     config = protocol.training_config(arm.config, draw=place.job.draw)
@@ -254,7 +267,7 @@ def _batch_size(place: Place) -> int:
 
 def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
     """Content of ``job.json``."""
-    protocol, job, arm = place.protocol, place.job, ARMS[place.job.arm]
+    protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)
     hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
@@ -270,6 +283,7 @@ def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, 
         "plans": protocol.plans,
         "dataset": protocol.dataset,
         "split": place.split,
+        "scored": "test" if protocol.score == "test" else "val",
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
         "commit": source_commit(),
@@ -297,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one job of a prepared benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("arm", choices=list(ARMS))
+    parser.add_argument("arm", help="an arm of the protocol")
     parser.add_argument("labeled")
     parser.add_argument("draw", type=int)
     parser.add_argument("--device", default="cpu")

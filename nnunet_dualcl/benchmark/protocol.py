@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.arms import ARMS, Arm
 from nnunet_dualcl.benchmark.results import ALL_LABELED
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
@@ -21,7 +21,7 @@ class Job:
     """One training with its prediction and evaluation.
 
     Attributes:
-        arm: key of ``ARMS``.
+        arm: key of ``ARMS`` or of the protocol's variants.
         labeled: labeled cases, or "all".
         draw: which draw of the labeled cases; seeds differ between draws.
     """
@@ -64,6 +64,11 @@ class Protocol:
     """Configuration that all arms share, beside the steps."""
     dataset_json: Mapping[str, Any] = field(default_factory=dict)
     """``channel_names``, ``labels`` and ``file_ending`` of a source that has no ``dataset.json``."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arms of the protocol's own: name -> ``arm``, which they start from, and ``config`` on top of its settings."""
+    score: Literal["test", "validation"] = "test"
+    """The cases that are predicted and scored. To choose settings, score validation cases, and keep the test cases for
+    what was chosen."""
     baselines: tuple[str, ...] = ("stock", "dual_decoder", "mean_teacher", "self_training")
     tolerance_mm: float = 1.0
     """Of the surface Dice."""
@@ -73,15 +78,20 @@ class Protocol:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.test_cases, int):
             object.__setattr__(self, "test_cases", tuple(map(str, self.test_cases)))
-        unknown = sorted(set(self.arms) - set(ARMS))
+        if self.score not in ("test", "validation"):
+            raise DualCLError(f"score must be test or validation, got {self.score!r}.")
+        for name, variant in self.variants.items():
+            _check_variant(name, variant)
+        unknown = sorted(set(self.arms) - set(ARMS) - set(self.variants))
         if unknown:
-            raise DualCLError(f"Unknown arms {', '.join(unknown)}. Known: {', '.join(ARMS)}.")
+            raise DualCLError(f"Unknown arms {', '.join(unknown)}. Known: {', '.join((*ARMS, *self.variants))}.")
         too_many = [arm for arm, draws in self.arms.items() if not 1 <= draws <= self.draws]
         if too_many:
             raise DualCLError(f"{', '.join(too_many)}: give between 1 and {self.draws} draws (or raise 'draws').")
         if self.steps % self.steps_per_epoch or self.steps < self.steps_per_epoch:
             raise DualCLError(f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}).")
-        self.training_config({}, draw=0)  # unknown keys show now
+        for name in self.arms:  # unknown keys show now
+            self.training_config(self.arm(name).config, draw=0)
 
     @classmethod
     def from_yaml(cls, path: Path) -> Protocol:
@@ -129,6 +139,15 @@ class Protocol:
         """Name of the plans that every arm uses."""
         return "benchmarkPlans" if self.small_plans else "nnUNetPlans"
 
+    def arm(self, name: str) -> Arm:
+        """The arm of this name, or the variant."""
+        if name not in self.variants:
+            return ARMS[name]
+        variant = self.variants[name]
+        base, changes = ARMS[variant["arm"]], dict(variant.get("config", {}))
+        title = ", ".join(f"{key} {value}" for key, value in changes.items())
+        return dataclasses.replace(base, title=f"{base.title}: {title}", config={**base.config, **changes})
+
     def jobs(self) -> list[Job]:
         """All jobs, first draws first, so that an interrupted benchmark has compared something."""
         counts: list[int | str] = [*self.labeled, ALL_LABELED]
@@ -137,7 +156,7 @@ class Protocol:
             for draw in range(self.draws)
             for labeled in counts
             for arm, draws in self.arms.items()
-            if draw < draws and (ARMS[arm].labels == "all") == (labeled == ALL_LABELED)
+            if draw < draws and (self.arm(arm).labels == "all") == (labeled == ALL_LABELED)
         ]
 
     def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:
@@ -155,3 +174,10 @@ class Protocol:
         if job.labeled == ALL_LABELED:
             return len(self.labeled) * self.draws
         return self.labeled.index(int(job.labeled)) * self.draws + job.draw
+
+
+def _check_variant(name: str, variant: Mapping[str, Any]) -> None:
+    if name in ARMS:
+        raise DualCLError(f"The variant {name} has the name of an arm. Give it another.")
+    if not isinstance(variant, Mapping) or variant.get("arm") not in ARMS or set(variant) - {"arm", "config"}:
+        raise DualCLError(f"The variant {name} needs 'arm', one of {', '.join(ARMS)}, and may have 'config'.")

@@ -21,7 +21,7 @@ from nnunet_dualcl.benchmark.charts import (
     dice_boxes,
     training_curves,
 )
-from nnunet_dualcl.benchmark.results import SPLIT_KEYS, Results, load_results
+from nnunet_dualcl.benchmark.results import SCORED_NAMES, SPLIT_KEYS, Results, load_results, scored_role
 from nnunet_dualcl.benchmark.summary import (
     POOLED,
     Section,
@@ -145,6 +145,7 @@ def _page(summary: dict[str, Any], results: Results) -> dict[str, Any]:
     return {
         **summary,
         "labels": list(results.labels),
+        "scored": SCORED_NAMES[scored_role(results.records[0])],
         "tolerances_mm": sorted(tolerances - {None}),
         "pooled": POOLED,
         "splits": _grouped(results.records, "split"),

@@ -31,6 +31,8 @@ JOB_KEYS = (
 )  # fmt: skip
 """Of every ``job.json``; more are kept and not read."""
 SPLIT_KEYS = ("train", "val", "unlabeled", "test")
+SCORED_NAMES = {"test": "test", "val": "validation"}
+"""What the cases are called that ``scored`` of a ``job.json`` may name, a key of its split."""
 IDENTITY = ("job", "arm", "labeled", "draw", "seed")
 """Columns that begin the tables of cases and of curves."""
 TEXT_COLUMNS = ("case", "label")
@@ -77,8 +79,9 @@ def load_results(folder: Path) -> Results:
             be missing.
 
     Raises:
-        DualCLError: no job is finished, a file lacks what it should hold, a job does not cover its test cases, two
-            jobs are the same run, or jobs are of different datasets or labels.
+        DualCLError: no job is finished, a file lacks what it should hold, a job does not cover its cases, two
+            jobs are the same run, or jobs are of different datasets or labels, or scored on test and on
+            validation cases.
     """
     folders = sorted(path for path in (folder / JOBS_FOLDER).glob("*") if path.is_dir())
     records = sorted((_record(path) for path in folders if (path / JOB_FILE).is_file()), key=_rank)
@@ -96,6 +99,11 @@ def load_results(folder: Path) -> Results:
         curves=_stacked([_identified(_curves(path), record) for record, path in read], CURVE_COLUMNS),
         unfinished=tuple(path.name for path in folders if not (path / JOB_FILE).is_file()),
     )
+
+
+def scored_role(record: dict[str, Any]) -> str:
+    """Which cases of the job's split were scored: ``test`` or ``val``."""
+    return str(record.get("scored", "test"))
 
 
 def finished_seconds(folder: Path, name: str) -> float | None:
@@ -132,8 +140,8 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _check_together(records: list[dict[str, Any]]) -> None:
     """One dataset and one set of labels; no run twice."""
-    for key in ("dataset", "labels"):
-        values = {json.dumps(record[key], sort_keys=True): record["name"] for record in records}
+    for key in ("dataset", "labels", "scored"):
+        values = {json.dumps(_common(record, key), sort_keys=True): record["name"] for record in records}
         if len(values) > 1:
             raise DualCLError(f"Jobs {sorted(values.values())} differ in {key}: {sorted(values)}. Keep one in a store.")
     runs: dict[tuple[Any, ...], str] = {}
@@ -144,18 +152,22 @@ def _check_together(records: list[dict[str, Any]]) -> None:
         runs[run] = record["name"]
 
 
+def _common(record: dict[str, Any], key: str) -> Any:
+    return scored_role(record) if key == "scored" else record[key]
+
+
 def _cases(record: dict[str, Any], folder: Path) -> pd.DataFrame:
-    """The job's scores, which must cover its test cases and its labels, once each."""
+    """The job's scores, which must cover its scored cases and its labels, once each."""
     table = _table(folder / CASES_FILE, CASE_COLUMNS)
     labels = [name for name, value in record["labels"].items() if value != 0]
-    expected = sorted((case, label) for case in record["split"]["test"] for label in labels)
+    expected = sorted((case, label) for case in record["split"][scored_role(record)] for label in labels)
     if not expected:
-        raise DualCLError(f"{folder / JOB_FILE} names no test case or no label. Delete the job's folder.")
+        raise DualCLError(f"{folder / JOB_FILE} names no case to score, or no label. Delete the job's folder.")
     found = sorted(zip(table["case"], table["label"], strict=True))
     if found != expected:
         odd = sorted(set(expected) ^ set(found)) or [pair for pair in found if found.count(pair) > 1]
         raise DualCLError(
-            f"{folder / CASES_FILE} does not hold each test case and label once; look at {odd[:3]}. Evaluate it again."
+            f"{folder / CASES_FILE} does not hold each case and label once; look at {odd[:3]}. Evaluate it again."
         )
     return table
 

@@ -255,8 +255,8 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     raw = arguments.o / "nnUNet_raw" / protocol.dataset
     report = write_report(
         arguments.o,
-        images=raw / "imagesTs",
-        references=raw / "labelsTs",
+        images=raw / ("imagesTs" if protocol.score == "test" else "imagesTr"),
+        references=raw / ("labelsTs" if protocol.score == "test" else "labelsTr"),
         baselines=protocol.baselines,
         lower="stock",
         upper="stock_all",

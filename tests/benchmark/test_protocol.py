@@ -46,6 +46,15 @@ def test_arms_share_steps_and_differ_in_their_own_settings(tmp_path: Path) -> No
     assert (config.initial_lr, config.verification_weight) == (0.02, 0.0)
 
 
+def test_a_variant_changes_an_arm(tmp_path: Path) -> None:
+    variants = {"mine": {"arm": "mean_teacher", "config": {"teacher_decay": 0.9, "mixing": "copy_paste"}}}
+    protocol = Protocol.from_yaml(write(tmp_path, variants=variants, arms={"mean_teacher": 1, "mine": 2}))
+    assert [job.name for job in protocol.jobs() if job.labeled == 3] == ["mean_teacher_3_0", "mine_3_0", "mine_3_1"]
+    arm, base = protocol.arm("mine"), ARMS["mean_teacher"]
+    assert arm == replace(base, title="Mean Teacher: teacher_decay 0.9, mixing copy_paste", config=arm.config)
+    assert arm.config == {**base.config, "teacher_decay": 0.9, "mixing": "copy_paste"}
+
+
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
@@ -70,6 +79,11 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"steps": 300}, r"steps \(300\) must be a multiple of steps_per_epoch \(250\)"),
         ({"stepps": 5}, "unknown keys: stepps; missing keys: none"),
         ({"config": {"sed": 1}}, "the protocol's config: unknown key sed"),
+        ({"score": "train"}, "score must be test or validation, got 'train'"),
+        ({"variants": {"dualcl": {"arm": "dualcl"}}}, "The variant dualcl has the name of an arm"),
+        ({"variants": {"mine": {"arm": "dual"}}}, "The variant mine needs 'arm', one of stock,"),
+        ({"variants": {"mine": {"arm": "dualcl", "confg": {}}}}, "The variant mine needs 'arm'"),
+        ({"variants": {"mine": {"arm": "dualcl", "config": {"sed": 1}}}, "arms": {"mine": 1}}, "unknown key sed"),
     ],
 )
 def test_a_faulty_protocol_is_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

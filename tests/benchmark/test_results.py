@@ -82,7 +82,7 @@ def test_no_finished_job(tmp_path: Path, start: str) -> None:
         ({"labels": {"head": 1}}, r"Jobs \['dualcl_3_0', 'stock_all_0'\] differ in labels"),
         ({"dataset": "Dataset001_Other"}, "differ in dataset"),
         ({"labels": {"background": 0}}, "differ in labels"),
-        ({"split": {"train": [], "val": [], "unlabeled": [], "test": []}}, "names no test case or no label"),
+        ({"split": {"train": [], "val": [], "unlabeled": [], "test": []}}, "names no case to score, or no label"),
         ({"arm": "stock"}, "Jobs dualcl_3_0 and stock_3_0 are the same run"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_broken_or_short_job_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (case_rows((0.5, 0.6, 0.7))[:4], r"each test case and label once; look at \[\('NA', 'head'\), \('NA'"),
+        (case_rows((0.5, 0.6, 0.7))[:4], r"each case and label once; look at \[\('NA', 'head'\), \('NA'"),
         (case_rows((0.5, 0.6, 0.7)) + case_rows((0.5, 0.6, 0.7))[:1], r"once; look at \[\('001', 'head'\)"),
         ([{**row, "dice": "good"} for row in case_rows((0.5, 0.6, 0.7))], "is not a table of case, label, dice"),
         ([{"case": "001", "label": "head", "dice": 1}], "is not a table of .*jaccard"),
@@ -134,3 +134,17 @@ def test_numbers_survive_to_the_last_bit(tmp_path: Path) -> None:
     cases = load_results(tmp_path).cases
     np.testing.assert_array_equal(cases.loc[cases["label"] == "head", "dice"], values)
     assert pd.api.types.is_float_dtype(cases["nsd"])
+
+
+def test_scores_of_validation_cases_are_told_from_those_of_test_cases(tmp_path: Path) -> None:
+    folder = write_store(tmp_path)
+    jobs = sorted((folder / "jobs").iterdir())
+    for number, job in enumerate(jobs):
+        record = json.loads((job / "job.json").read_text())
+        record["split"].update(val=record["split"]["test"], test=["another"])
+        record["scored"] = "val"
+        (job / "job.json").write_text(json.dumps(record))
+        if number == 0:
+            with pytest.raises(DualCLError, match="differ in scored"):
+                load_results(folder)
+    assert set(load_results(folder).cases["case"]) == set(TEST)

@@ -123,6 +123,23 @@ def test_a_benchmark_from_scans_to_report_and_again(
     assert {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")} == times
 
 
+def test_to_choose_settings_validation_cases_are_scored_and_test_cases_left_alone(
+    source: Path, tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run._submit", in_this_process)
+    out = tmp_path / "out"
+    changes = {"variants": {"slower": {"arm": "dualcl", "config": {"initial_lr": 0.001}}}, "arms": {"slower": 1}}
+    protocol = write(tmp_path, **changes, score="validation")
+    assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "-device", "cpu"]) == 0
+    results = load_results(out)
+    (record,) = results.records
+    assert record["config"]["initial_lr"] == 0.001
+    assert set(results.cases["case"]) == set(record["split"]["val"])
+    predicted = {path.name.removesuffix(".nii.gz") for path in (out / "jobs").rglob("predictions/*.nii.gz")}
+    assert predicted == set(record["split"]["val"])
+    assert "Scores on the validation cases" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_job_in_a_process_of_its_own_and_a_failure_that_stops_nothing(
     source: Path, tmp_path: Path, one_core: None
 ) -> None:
