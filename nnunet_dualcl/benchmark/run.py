@@ -142,6 +142,7 @@ def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, 
     waiting = [job for job in jobs if finished_seconds(folder, job.name) is None]
     slots: list[tuple[Job, Any] | None] = [None] * engine.at_once
     failed = []
+    shown = ""
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="benchmark", unit="job") as progress:
         try:
             while waiting or any(slots):
@@ -158,7 +159,10 @@ def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, 
                         slots[slot] = (job, _submit(folder, job, device, engine, slot))
                 flying = [running[0] for running in slots if running is not None]
                 left = time_left(folder, jobs, [*flying, *waiting], engine.at_once)
-                progress.set_postfix_str(f"{' '.join(job.name for job in flying)}, {left}")
+                now = f"{' '.join(job.name for job in flying)}, {left}"
+                if now != shown:  # a log file would get a line at each look
+                    progress.set_postfix_str(now)
+                    shown = now
                 time.sleep(poll_seconds if flying else 0)
         except BaseException:
             for running in slots:
