@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.benchmark.arms import LOWER_BOUND, UPPER_BOUND
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import (
     CASES_FILE,
@@ -29,7 +30,16 @@ from nnunet_dualcl.benchmark.results import (
     load_results,
     scored_role,
 )
-from nnunet_dualcl.benchmark.summary import POOLED, Section, add_corrected, arm_rows, comparison_rows, notes, sections
+from nnunet_dualcl.benchmark.summary import (
+    ALL_LABELS_SUFFIX,
+    POOLED,
+    Section,
+    add_corrected,
+    arm_rows,
+    comparison_rows,
+    notes,
+    sections,
+)
 
 ROOT = Path(__file__).parents[1]
 STORES = ROOT / "benchmarks" / "results"
@@ -79,7 +89,7 @@ def rewritten(page: str, stores: Path) -> str:
 
 def tables(results: Results, protocol: Protocol) -> str:
     """Markdown: how the results were made, and for each number of labeled cases the arms and the differences."""
-    parts = sections(results, protocol.baselines, "stock", "stock_all")
+    parts = sections(results, protocol.baselines, LOWER_BOUND, UPPER_BOUND)
     compared = {part.labeled: comparison_rows(part) for part in parts}
     add_corrected([row for rows in compared.values() for row in rows])
     lines = [_made_by(results, protocol)]
@@ -148,7 +158,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _title(arm: str, protocol: Protocol) -> str:
-    return protocol.arm(arm.removesuffix(" (all labels)")).title
+    return protocol.arm(arm.removesuffix(ALL_LABELS_SUFFIX)).title
 
 
 def _row(cells: Iterable[Any]) -> str:

@@ -28,7 +28,7 @@ from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.figures import overlay_figure, save_figure
-from nnunet_dualcl.layout import SPLITS_FILE
+from nnunet_dualcl.layout import SPLITS_FILE, STOCK_TRAINER
 from nnunet_dualcl.preprocessing import preprocess_dataset
 from nnunet_dualcl.runs import dice_per_case, predict, train
 from nnunet_dualcl.small_plans import write_small_plans
@@ -39,7 +39,7 @@ LABELED, VALIDATION, UNLABELED, TEST = 4, 3, 24, 8
 PLANS = "demoPlans"
 PATCH_SIZE, FEATURES, SPACING_MM = (16, 24, 24), (8, 16, 32), (2.5, 1.6, 1.6)
 CONFIG = DualCLConfig(num_epochs=10, num_iterations_per_epoch=150, num_val_iterations_per_epoch=5)
-MODELS = {"stock nnU-Net": "nnUNetTrainer", "DualCL": "DualCLTrainer"}
+MODELS = {"stock nnU-Net": STOCK_TRAINER, "DualCL": "DualCLTrainer"}
 
 
 def run_demo(folder: Path, config: DualCLConfig = CONFIG) -> Path:

@@ -13,6 +13,7 @@ from nnunet_dualcl.errors import DualCLError
 IMAGES_UNLABELED = "imagesUnlabeled"
 """Folder of a raw dataset that holds images without labels, named like those in ``imagesTr``."""
 
+STOCK_TRAINER = "nnUNetTrainer"
 SPLITS_FILE = "splits_final.json"
 """nnU-Net's split file; a fold may carry an ``unlabeled`` list, which nnU-Net itself ignores."""
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nnunet_dualcl.config import PRESETS
+from nnunet_dualcl.layout import STOCK_TRAINER
 
-STOCK_TRAINER = "nnUNetTrainer"
 Procedure = Literal["train", "ensemble", "self_training"]
 
 
@@ -63,3 +63,6 @@ ARMS: Mapping[str, Arm] = {
     ),
 }
 """Keys name arms in protocols, files and tables."""
+
+LOWER_BOUND, UPPER_BOUND = "stock", "stock_all"
+"""Ends of the gap whose share the tables give."""

@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import write_table, write_text
-from nnunet_dualcl.benchmark.arms import STOCK_TRAINER, Arm
+from nnunet_dualcl.benchmark.arms import Arm
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import (
     ALL_LABELED,
@@ -44,7 +44,7 @@ from nnunet_dualcl.data.cases import list_case_images, read_split
 from nnunet_dualcl.data.splits import write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
-from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
+from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE, STOCK_TRAINER
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
 
@@ -70,9 +70,8 @@ class Place:
     @property
     def scored(self) -> dict[str, list[Path]]:
         """Images of the cases to predict and score, by case."""
-        role, folder = ("test", "imagesTs") if self.protocol.score == "test" else ("val", "imagesTr")
-        images = list_case_images(self.raw / folder, self.dataset_json["file_ending"])
-        return {case: images[case] for case in self.split[role]}
+        images = list_case_images(self.raw / self.protocol.scored_folders[0], self.dataset_json["file_ending"])
+        return {case: images[case] for case in self.split[self.protocol.scored_role]}
 
     @property
     def own(self) -> Path:
@@ -110,9 +109,10 @@ def run(folder: Path, job: Job, device: str) -> None:
     order each time, and the same job gives the same weights. A GPU would wait for them.
 
     Raises:
-        DualCLError: another process is at the job.
+        DualCLError: no such arm, or another process is at the job.
     """
     place = Place(Protocol.from_yaml(folder / PROTOCOL_FILE), job, folder, device)
+    place.protocol.arm(job.arm)  # an unknown one is refused before its folder is made
     place.own.mkdir(parents=True, exist_ok=True)
     workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" and "nnUNet_n_proc_DA" not in os.environ else {}
     try:
@@ -134,7 +134,7 @@ def run_job(place: Place) -> None:
     runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, ending, folds=folds, device=place.device)
     labels = {name: value for name, value in place.dataset_json["labels"].items() if value != 0}
     rows = evaluate_folder(
-        place.raw / ("labelsTs" if place.protocol.score == "test" else "labelsTr"),
+        place.raw / place.protocol.scored_folders[1],
         place.own / PREDICTIONS_FOLDER,
         list(scored),
         labels,
@@ -283,7 +283,7 @@ def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, 
         "plans": protocol.plans,
         "dataset": protocol.dataset,
         "split": place.split,
-        "scored": "test" if protocol.score == "test" else "val",
+        "scored": protocol.scored_role,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
         "commit": source_commit(),

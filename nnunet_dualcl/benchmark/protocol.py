@@ -139,9 +139,21 @@ class Protocol:
         """Name of the plans that every arm uses."""
         return "benchmarkPlans" if self.small_plans else "nnUNetPlans"
 
+    @property
+    def scored_role(self) -> str:
+        """The cases to score, a key of a job's split."""
+        return "test" if self.score == "test" else "val"
+
+    @property
+    def scored_folders(self) -> tuple[str, str]:
+        """Where their images and their segmentations lie in the raw dataset."""
+        return ("imagesTs", "labelsTs") if self.score == "test" else ("imagesTr", "labelsTr")
+
     def arm(self, name: str) -> Arm:
-        """The arm of this name, or the variant."""
+        """The arm of this name, or the variant; a :class:`DualCLError` where there is none."""
         if name not in self.variants:
+            if name not in ARMS:
+                raise DualCLError(f"There is no arm {name}. Known: {', '.join((*ARMS, *self.variants))}.")
             return ARMS[name]
         variant = self.variants[name]
         base, changes = ARMS[variant["arm"]], dict(variant.get("config", {}))

@@ -142,10 +142,10 @@ def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, 
     waiting = [job for job in jobs if finished_seconds(folder, job.name) is None]
     slots: list[tuple[Job, Any] | None] = [None] * engine.at_once
     failed = []
-    shown = ""
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="benchmark", unit="job") as progress:
         try:
             while waiting or any(slots):
+                changed = False
                 for slot, running in enumerate(slots):
                     if running is not None and running[1].done():
                         name = running[0].name
@@ -154,15 +154,15 @@ def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, 
                             progress.write(f"FAILED {name}: see {folder / JOBS_FOLDER / name / LOGS_FOLDER}")
                         progress.update()
                         slots[slot] = running = None
+                        changed = True
                     if running is None and waiting:
                         job = waiting.pop(0)
                         slots[slot] = (job, _submit(folder, job, device, engine, slot))
+                        changed = True
                 flying = [running[0] for running in slots if running is not None]
-                left = time_left(folder, jobs, [*flying, *waiting], engine.at_once)
-                now = f"{' '.join(job.name for job in flying)}, {left}"
-                if now != shown:  # a log file would get a line at each look
-                    progress.set_postfix_str(now)
-                    shown = now
+                if changed:  # the estimate reads every record, and a log file would get a line at each look
+                    left = time_left(folder, jobs, [*flying, *waiting], engine.at_once)
+                    progress.set_postfix_str(f"{' '.join(job.name for job in flying)}, {left}")
                 time.sleep(poll_seconds if flying else 0)
         except BaseException:
             for running in slots:

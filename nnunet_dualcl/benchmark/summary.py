@@ -20,6 +20,8 @@ from nnunet_dualcl.evaluation.statistics import (
 
 POOLED = "pooled"
 """Value of ``draw`` in the comparison over all draws."""
+ALL_LABELS_SUFFIX = " (all labels)"
+"""Of the upper bound's name in a section of fewer labels."""
 COSTS = ("wall_seconds", "peak_memory_mib", "samples_per_second")
 SAME_IN_ALL_ARMS = ("steps", "plans", "hardware")
 """Columns of jobs that a fair comparison holds fixed; a difference is noted."""
@@ -168,7 +170,7 @@ def worst_and_median(section: Section) -> dict[str, str]:
 
 def _section(results: Results, labeled: int | str, baselines: tuple[str, ...], lower: str, upper: str) -> Section:
     jobs, cases, curves = (_rows(table, labeled, upper) for table in (results.jobs, results.cases, results.curves))
-    title = f"{upper} (all labels)" if f"{upper} (all labels)" in set(jobs["arm"]) else upper
+    title = f"{upper}{ALL_LABELS_SUFFIX}" if f"{upper}{ALL_LABELS_SUFFIX}" in set(jobs["arm"]) else upper
     present = sorted(set(jobs["arm"]))
     first = [arm for arm in dict.fromkeys((lower, *baselines)) if arm in present and arm != title]
     compared = [arm for arm in present if arm not in {lower, title, *baselines}]
@@ -181,7 +183,7 @@ def _rows(table: pd.DataFrame, labeled: int | str, upper: str) -> pd.DataFrame:
     here = table["labeled"] == labeled
     bound = (table["labeled"] == ALL_LABELED) & (table["arm"] == upper) & ~here
     chosen = table[here | bound].copy()
-    chosen.loc[bound[here | bound], "arm"] = f"{upper} (all labels)"
+    chosen.loc[bound[here | bound], "arm"] = f"{upper}{ALL_LABELS_SUFFIX}"
     return chosen
 
 

@@ -233,6 +233,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     try:
+        from nnunet_dualcl.benchmark.arms import LOWER_BOUND, UPPER_BOUND
         from nnunet_dualcl.benchmark.protocol import Protocol
         from nnunet_dualcl.benchmark.report import write_report
         from nnunet_dualcl.benchmark.results import JOBS_FOLDER
@@ -253,13 +254,14 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         )
     protocol = Protocol.from_yaml(arguments.protocol)
     raw = arguments.o / "nnUNet_raw" / protocol.dataset
+    images, references = protocol.scored_folders
     report = write_report(
         arguments.o,
-        images=raw / ("imagesTs" if protocol.score == "test" else "imagesTr"),
-        references=raw / ("labelsTs" if protocol.score == "test" else "labelsTr"),
+        images=raw / images,
+        references=raw / references,
         baselines=protocol.baselines,
-        lower="stock",
-        upper="stock_all",
+        lower=LOWER_BOUND,
+        upper=UPPER_BOUND,
         title=protocol.title,
     )
     print(f"Report: {report}")

@@ -14,9 +14,8 @@ import torch
 
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import PROVENANCE_FILE
+from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
 
-STOCK_TRAINER = "nnUNetTrainer"
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 _DROPPED = ("decoder_b.", "encoder_b.", "_extra_state")
 

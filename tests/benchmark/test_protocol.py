@@ -55,6 +55,11 @@ def test_a_variant_changes_an_arm(tmp_path: Path) -> None:
     assert arm.config == {**base.config, "teacher_decay": 0.9, "mixing": "copy_paste"}
 
 
+def test_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DualCLError, match=r"There is no arm nothing. Known: stock,"):
+        Protocol.from_yaml(write(tmp_path)).arm("nothing")
+
+
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
