@@ -80,6 +80,14 @@ class DualCLConfig:
 
     unlabeled_batch_size: int | None = None
     """Unlabeled patches a step; null means as many as labeled ones."""
+    split_batch: bool = False
+    """Give half of the plans' batch to unlabeled patches, so that a step is as large as stock nnU-Net's, instead of
+    adding them to it."""
+    low_memory: bool = False
+    """Run the labeled and the unlabeled half one after the other and add up their gradients: the same step in about
+    half of the memory."""
+    decoder_checkpointing: bool = False
+    """Compute the decoders' activations again in the backward pass instead of keeping them: less memory, more time."""
 
     second_decoder: bool = True
     """Train decoder B. Off, and without unlabeled terms, training is exactly stock nnU-Net's."""
@@ -172,6 +180,11 @@ class DualCLConfig:
                 "unlabeled_batch_size",
                 self.unlabeled_batch_size,
                 "at least 1, or null for as many as labeled ones",
+            )
+        if self.split_batch and self.unlabeled_batch_size is not None:
+            raise DualCLError(
+                "split_batch: true sets the number of unlabeled patches itself. Leave unlabeled_batch_size: null, or "
+                "set split_batch: false."
             )
         if not self.second_decoder and self.prediction == "mean":
             # Decoder B is never trained then; averaging it in would spoil decoder A.

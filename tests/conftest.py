@@ -226,7 +226,8 @@ def train_and_list_moved() -> Any:
         start = {name: weight.clone() for name, weight in trainer.network.named_parameters()}
         trainer.run_training()
         after = trainer.network.named_parameters()
-        return {name.split(".")[0] for name, weight in after if not torch.equal(start[name], weight)}
+        moved = [name.split(".") for name, weight in after if not torch.equal(start[name], weight)]
+        return {f"{parts[2]}_b" if parts[0] == "beside" else parts[0] for parts in moved}
 
     return run
 

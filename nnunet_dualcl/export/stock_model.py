@@ -15,9 +15,9 @@ import torch
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
+from nnunet_dualcl.networks import PREFIX_B
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
-_DROPPED = ("decoder_b.", "encoder_b.", "_extra_state")
 
 
 def export_stock_model(
@@ -87,7 +87,7 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     weights = checkpoint["network_weights"]
     return {
-        "network_weights": {name: value for name, value in weights.items() if not name.startswith(_DROPPED)},
+        "network_weights": {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)},
         "init_args": checkpoint["init_args"],
         "trainer_name": STOCK_TRAINER,
         "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],

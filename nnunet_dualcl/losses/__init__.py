@@ -16,7 +16,8 @@ graph, and nothing waits for the device. Classes exclude each other; a sigmoid h
 classes ``(0, z)``, whose softmax is its sigmoid.
 """
 
-from nnunet_dualcl.losses._numerics import is_class
+from nnunet_dualcl.losses._numerics import is_class, recomputed
+from nnunet_dualcl.losses._ranks import shared_between_ranks, total_over_ranks
 from nnunet_dualcl.losses.contrastive import reliability_contrastive_loss
 from nnunet_dualcl.losses.entropy import normalized_entropy
 from nnunet_dualcl.losses.prototypes import class_prototypes
@@ -33,7 +34,10 @@ __all__ = [
     "mutual_verification_loss",
     "normalized_entropy",
     "pseudo_label_loss",
+    "recomputed",
     "reliability_contrastive_loss",
     "reliable_mask",
+    "shared_between_ranks",
     "sigmoid_rampup",
+    "total_over_ranks",
 ]

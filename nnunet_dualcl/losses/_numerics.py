@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_dualcl.losses._ranks import mean_over_ranks
 
 SHORTEST = 1e-6
 """Vectors at or below this length have no usable direction."""
@@ -24,8 +28,14 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` over ``mask``; exactly 0, with a graph, where the mask is empty."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+    """Mean of ``values`` over ``mask``; exactly 0, with a graph, where the mask is empty.
+
+    Between ranks each divides by the mean count, so that the mean of their results, which is what distributed training
+    takes of gradients, is the mean over all voxels.
+    """
+    count = mean_over_ranks(mask.sum().to(values.dtype))
+    # a mean count between 0 and 1 stands: some rank has a voxel then
+    return torch.where(mask, values, 0.0).sum() / torch.where(count > 0, count, 1.0)
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:
@@ -41,3 +51,9 @@ def inverse_length(vectors: Tensor, dim: int) -> Tensor:
 def is_class(labels: Tensor, num_classes: int) -> Tensor:
     """Where ``labels`` names one of the classes 0..num_classes-1, rather than, say, the ignore label."""
     return (labels >= 0) & (labels < num_classes)
+
+
+def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """``function(*tensors)``, whose volumes of C probabilities are computed again in the backward pass, not kept."""
+    result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nnunet_dualcl.losses._checks import check_embeddings, check_labels, check_mask, voxel_shape
 from nnunet_dualcl.losses._numerics import SHORTEST, full_precision, inverse_length, without_autocast
+from nnunet_dualcl.losses._ranks import total_over_ranks
 
 
 @torch.no_grad()
@@ -44,6 +45,7 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, mask: Tensor, num_class
         # A product with the one-hot volume: index_add would queue millions of voxels on C rows.
         members = (labels.flatten(1).unsqueeze(1) == classes) & mask.flatten(1).unsqueeze(1)
         total = torch.matmul(members.to(unit.dtype), unit.transpose(1, 2)).sum(dim=0)
-        mean = total / members.sum(dim=(0, 2)).clamp(min=1).unsqueeze(1)
+        count = members.sum(dim=(0, 2))
+        mean = total_over_ranks(total) / total_over_ranks(count).clamp(min=1).unsqueeze(1)
         length = torch.linalg.vector_norm(mean, dim=1)
         return mean * inverse_length(mean, dim=1), length > SHORTEST

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nnunet_dualcl.losses._checks import check_class_maps, check_labels, check_mask, voxel_shape
-from nnunet_dualcl.losses._numerics import full_precision, is_class, masked_mean, without_autocast
+from nnunet_dualcl.losses._numerics import full_precision, is_class, masked_mean, recomputed, without_autocast
 
 
 def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor, reliable: Tensor) -> Tensor:
@@ -57,5 +57,9 @@ def class_label_loss(student_logits: Tensor, labels: Tensor, reliable: Tensor) -
     check_mask("reliable", reliable, voxel_shape(student_logits))
     with without_autocast(student_logits):
         named = is_class(labels, student_logits.shape[1])
-        error = cross_entropy(full_precision(student_logits), torch.where(named, labels, 0).long(), reduction="none")
-        return masked_mean(error, reliable & named)
+        classes = torch.where(named, labels, 0).long()
+        return masked_mean(recomputed(_cross_entropy, student_logits, classes), reliable & named)
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return cross_entropy(full_precision(logits), classes, reduction="none")

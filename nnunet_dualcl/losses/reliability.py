@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nnunet_dualcl.losses._checks import check_labels, check_unit_interval
 from nnunet_dualcl.losses._numerics import full_precision, is_class
+from nnunet_dualcl.losses._ranks import gathered
 
 MAX_SAMPLES = 2**16
 """Voxels from which a quantile is estimated: a standard error of at most 0.2 percentage points in rank."""
@@ -67,13 +68,14 @@ def reliable_mask(
         return eligible
 
     stride = _sampling_stride(tuple(h.shape), max_samples)
-    sample = h.flatten()[::stride]
+    sample = gathered(h.flatten()[::stride], fill=math.nan)
+    counts = ~sample.isnan()
     if labels is None or num_classes is None:
-        everything = torch.ones_like(sample, dtype=torch.bool).unsqueeze(0)
-        return eligible & (h <= _row_quantiles(sample, everything, unreliable_fraction))
+        return eligible & (h <= _row_quantiles(sample, counts.unsqueeze(0), unreliable_fraction))
     # One row a class, and a last row of all voxels for the classes that the sample misses.
     rows = torch.arange(num_classes + 1, device=h.device).unsqueeze(1)
-    members = (labels.flatten()[::stride] == rows) | (rows == num_classes)
+    members = (gathered(labels.flatten()[::stride], fill=-1) == rows) | (rows == num_classes)
+    members = members & counts
     quantiles = _row_quantiles(sample, members, unreliable_fraction)
     thresholds = torch.where(members.any(dim=1), quantiles, quantiles[-1])
     return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])

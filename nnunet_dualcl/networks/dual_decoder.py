@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.networks.interpolating_decoder import build_interpolating_decoder
@@ -26,14 +28,39 @@ class DualOutput(NamedTuple):
     features_b: torch.Tensor
 
 
+PREFIX_B = "beside."
+"""Beginning of the names, in a state dict, of whatever a stock network does not have."""
+
+
+class _BranchB(nn.Module):
+    """Decoder B, its encoder if it has one of its own, and what prediction uses of both decoders."""
+
+    def __init__(self, decoder: nn.Module, encoder: nn.Module | None) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.encoder = encoder
+        self.prediction: Prediction = "mean"
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Part of the state dict: what prediction uses."""
+        return {"prediction": self.prediction}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.prediction = cast(Prediction, state["prediction"])
+
+
 class DualDecoderUNet(nn.Module):
-    """Wraps a U-Net built by nnU-Net; keeps its names, so dropping ``decoder_b.*`` and
-    ``encoder_b.*`` leaves stock weights.
+    """Wraps a U-Net built by nnU-Net; keeps its names, so dropping what begins with :data:`PREFIX_B` leaves stock
+    weights.
 
     In training mode ``forward`` returns a :class:`DualOutput` when ``second_decoder`` is on and decoder A's output
     when it is off. In evaluation mode it returns logits as a stock network does: the mean of both decoders' logits,
     or decoder A's alone, as ``prediction`` says. ``prediction`` travels in the state dict, so nnU-Net's own
     predictor honors it without knowing of it. Logits are averaged, as nnU-Net averages folds and mirrored views.
+
+    nnU-Net's loader of pretrained weights demands every weight of a network but those below a name ``seg_layers``,
+    which it leaves as they are. Branch B therefore lies below such a name: stock weights load into the rest.
     """
 
     def __init__(self, unet: nn.Module, *, second_encoder: nn.Module | None = None) -> None:
@@ -60,29 +87,60 @@ class DualDecoderUNet(nn.Module):
             )
         self.encoder = encoder
         self.decoder = decoder
-        self.decoder_b = build_interpolating_decoder(decoder, encoder)
-        self.encoder_b = second_encoder
+        branch_b = _BranchB(build_interpolating_decoder(decoder, encoder), second_encoder)
+        self.beside = nn.ModuleDict({"seg_layers": branch_b})
         initialize = getattr(unet, "initialize", None)
         if initialize is not None:
             for part in self.parts_b():
                 part.apply(initialize)
         self.second_decoder = True
-        self.prediction: Prediction = "mean"
+        self.decoder_checkpointing = False
         for branch in (self.decoder, self.decoder_b):
             _last_layer(branch).register_forward_pre_hook(_keep_input)
 
     def forward(self, x: torch.Tensor) -> Any:
         """(B, channels, *) -> :class:`DualOutput` or logits; see the class."""
         skips = self.encoder(x)
-        logits_a, features_a = _decode(self.decoder, skips)
+        logits_a, features_a = self._decode(self.decoder, skips)
         if not self.second_decoder or (not self.training and self.prediction == "a"):
             return logits_a
-        logits_b, features_b = _decode(self.decoder_b, skips if self.encoder_b is None else self.encoder_b(x))
+        logits_b, features_b = self._decode(self.decoder_b, skips if self.encoder_b is None else self.encoder_b(x))
         if self.training:
             return DualOutput(logits_a, logits_b, features_a, features_b)
         if isinstance(logits_a, list):
             return [(a + b) / 2 for a, b in zip(logits_a, logits_b, strict=True)]
         return (logits_a + logits_b) / 2
+
+    def _decode(self, decoder: nn.Module, skips: list[torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        if self.decoder_checkpointing and torch.is_grad_enabled():
+            result: tuple[Any, torch.Tensor] = checkpoint(
+                _decode, decoder, skips, use_reentrant=False, preserve_rng_state=_has_dropout(decoder)
+            )
+            return result
+        return _decode(decoder, skips)
+
+    @property
+    def decoder_b(self) -> nn.Module:
+        """The second decoder."""
+        return self._branch_b.decoder
+
+    @property
+    def encoder_b(self) -> nn.Module | None:
+        """What decoder B reads from, None where it shares decoder A's encoder."""
+        return self._branch_b.encoder
+
+    @property
+    def prediction(self) -> Prediction:
+        """What evaluation mode returns."""
+        return self._branch_b.prediction
+
+    @prediction.setter
+    def prediction(self, prediction: Prediction) -> None:
+        self._branch_b.prediction = prediction
+
+    @property
+    def _branch_b(self) -> _BranchB:
+        return cast(_BranchB, self.beside["seg_layers"])
 
     def parts_b(self) -> list[nn.Module]:
         """What decoder A has no use for."""
@@ -92,14 +150,6 @@ class DualDecoderUNet(nn.Module):
         """Whether both decoders return logits of every stage or of the last one."""
         self.decoder.deep_supervision = enabled  # type: ignore[assignment]
         self.decoder_b.deep_supervision = enabled  # type: ignore[assignment]
-
-    def get_extra_state(self) -> dict[str, str]:
-        """Part of the state dict: what prediction uses."""
-        return {"prediction": self.prediction}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.prediction = state["prediction"]
 
     def compute_conv_feature_map_size(self, input_size: Any) -> Any:
         """nnU-Net's estimate of activation size: one encoder or two, and two decoders."""
@@ -111,6 +161,10 @@ class DualDecoderUNet(nn.Module):
 
 def _last_layer(decoder: nn.Module) -> nn.Module:
     return cast(nn.ModuleList, decoder.seg_layers)[-1]
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any(isinstance(part, _DropoutNd) for part in module.modules())
 
 
 def _keep_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

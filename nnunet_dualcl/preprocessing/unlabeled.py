@@ -108,11 +108,12 @@ def ensure_unlabeled(
     fold: int | str,
     *,
     num_processes: int,
+    required: bool = True,
 ) -> tuple[Path, list[str]]:
     """The unlabeled cases of a fold, preprocessed now where that was not done before.
 
     Where the raw dataset is not at hand (a compute node with preprocessed data only), the cases already
-    preprocessed are used.
+    preprocessed are used. Unless ``required``, there may be none.
 
     Returns:
         The folder of preprocessed unlabeled cases, and the sorted names of those that belong to the fold.
@@ -128,6 +129,8 @@ def ensure_unlabeled(
         cases = unlabeled_case_images(raw, dataset_json, listed)
         check_disjoint(cases, split, where=where)
         if not cases:
+            if not required:
+                return raw, []
             raise DualCLError(no_unlabeled_message(raw))
         report = preprocess_unlabeled(
             cases, plans, configuration, dataset_json, preprocessed_dataset_folder, num_processes=num_processes
@@ -146,7 +149,7 @@ def ensure_unlabeled(
     }
     names = sorted((present - from_images_tr) | (present & set(listed)))
     missing = sorted(set(listed) - present)
-    if missing or not names:
+    if missing or (required and not names):
         raise DualCLError(
             f"{folder} holds no preprocessed images of {', '.join(missing[:5]) or 'unlabeled cases'}, and the raw "
             f"dataset is not at nnUNet_raw={os.environ.get('nnUNet_raw')}. Run dualcl preprocess where it is."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,8 @@ from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
-from nnunet_dualcl.training.preflight import check_labels, check_split
+from nnunet_dualcl.training.preflight import check_split, check_supported
+from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
@@ -63,6 +65,7 @@ class DualCLTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self._apply(DualCLConfig.from_environment(preset=self.preset))
         self.term_log = TermLog()
+        self.unlabeled_keys: list[str] = []
 
     def _apply(self, config: DualCLConfig) -> None:
         self.config = config
@@ -87,12 +90,13 @@ class DualCLTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """As nnU-Net's, from the configured seed and with the configured use of decoder B."""
-        check_labels(self.label_manager, self.is_cascaded, self.configuration_name)
+        check_supported(self.is_cascaded, self.configuration_name, self.device)
         seed_global_streams(self.config.seed)
         super().initialize()
         network = self.dual_network
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
+        network.decoder_checkpointing = self.config.decoder_checkpointing
         for part in network.parts_b():
             part.requires_grad_(self.config.second_decoder)
         self.teacher = MovingAverageTeacher(network, self.config.teacher_decay) if self.config.uses_teacher else None
@@ -109,9 +113,14 @@ class DualCLTrainer(nnUNetTrainer):
         return SemiSupervisedLoss(
             super()._build_loss(),
             self.config,
-            num_classes=self.label_manager.num_segmentation_heads,
+            problems=Problems(
+                self.label_manager.num_segmentation_heads,
+                regions=self.label_manager.has_regions,
+                has_ignore=self.label_manager.has_ignore_label,
+            ),
             total_steps=self.num_epochs * self.num_iterations_per_epoch,
             batch_dice=self.configuration_manager.batch_dice,
+            distributed=self.is_ddp,
         )
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -119,6 +128,19 @@ class DualCLTrainer(nnUNetTrainer):
         self.dual_network.set_deep_supervision(enabled)
 
     # ---- data
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """nnU-Net's; with ``split_batch`` the unlabeled patches take half of its batch."""
+        super()._set_batch_size_and_oversample()
+        self.unlabeled_batch_size = self.config.unlabeled_batch_size or self.batch_size
+        if self.config.split_batch and self.config.uses_unlabeled:
+            if self.batch_size < 2:
+                raise DualCLError(
+                    f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
+                    f"{self.batch_size} on each device. Set split_batch: false and low_memory: true."
+                )
+            self.unlabeled_batch_size = self.batch_size // 2
+            self.batch_size -= self.unlabeled_batch_size
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """nnU-Net's, without mirror axes where the configuration says so."""
@@ -136,11 +158,12 @@ class DualCLTrainer(nnUNetTrainer):
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
-        if self.config.uses_unlabeled:
+        if self.unlabeled_keys:
             cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
-            batch_size = self.config.unlabeled_batch_size or self.batch_size
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
-            unlabeled = build_unlabeled_loader(loader, cases, batch_size, self.label_manager, two_views=two_views)
+            unlabeled = build_unlabeled_loader(
+                loader, cases, self.unlabeled_batch_size, self.label_manager, two_views=two_views
+            )
             loader = PairedLoader(loader, unlabeled)
         workers = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
@@ -185,11 +208,15 @@ class DualCLTrainer(nnUNetTrainer):
                 Path(self.preprocessed_dataset_folder_base),
                 self.fold,
                 num_processes=default_num_processes,
+                required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
             )
             if self.is_ddp and self.local_rank == 0:
                 dist.barrier()
             self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
         super().on_train_start()
+        self.loss.num_halves = 2 if self.unlabeled_keys else 1
+        if self.teacher is not None and self.current_epoch == 0:
+            self.teacher.update(self.dual_network, 0)  # the student may have got pretrained weights
         if self.local_rank == 0:
             self.config.write_yaml(Path(self.output_folder) / CONFIG_FILE)
         self.print_to_log_file(f"DualCL configuration: {self.config.to_mapping()}", add_timestamp=False)
@@ -203,8 +230,8 @@ class DualCLTrainer(nnUNetTrainer):
         """nnU-Net's step on the labeled and the unlabeled patches together."""
         step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self.loss.step = step
-        joint = {**batch, "data": self._both_halves(batch)} if self.config.uses_unlabeled else batch
-        result: dict[str, Any] = super().train_step(joint)
+        labeled, unlabeled = self._halves(batch)
+        result = self._step(labeled, unlabeled, batch["target"])
         if self.teacher is not None:
             self.teacher.update(self.dual_network, step)
         self._iteration += 1
@@ -215,50 +242,85 @@ class DualCLTrainer(nnUNetTrainer):
             result["weights"] = np.array([weights[name] for name in TERMS])
         return result
 
-    def _both_halves(self, batch: dict[str, Any]) -> torch.Tensor:
-        labeled, unlabeled = (batch[half].to(self.device, non_blocking=True) for half in ("data", "unlabeled_data"))
-        if self.teacher is not None:
-            weak = batch.get("unlabeled_weak")
-            weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
-            unlabeled = self._taught(labeled, batch["target"], weak, unlabeled)
-        return torch.cat((labeled, unlabeled))
+    def _step(self, labeled: torch.Tensor, unlabeled: torch.Tensor | None, target: Any) -> dict[str, Any]:
+        result: dict[str, Any]
+        if unlabeled is None or not self.config.low_memory:
+            data = labeled if unlabeled is None else torch.cat((labeled, unlabeled))
+            result = super().train_step({"data": data, "target": target})
+            return result
+        self.optimizer.zero_grad(set_to_none=True)
+        first = self._labeled_gradients(labeled, target)
+        with _keeping_gradients(self.optimizer):
+            result = super().train_step({"data": unlabeled, "target": []})
+        result["loss"] = result["loss"] + first
+        return result
 
-    def _taught(self, labeled: torch.Tensor, target: Any, weak: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
-        """The unlabeled half as the decoders see it; its labels go to the loss."""
-        judge = self._iteration % _JUDGE_EVERY == 0
-        given = self._teacher_labels(torch.cat((labeled, weak)) if judge else weak)
-        count = labeled.shape[0] if judge else 0
-        self.loss.judged = PseudoLabels(*(part[:count] for part in given)) if judge else None
-        taught = PseudoLabels(*(part[count:] for part in given))
+    def _labeled_gradients(self, labeled: torch.Tensor, target: Any) -> np.ndarray:
+        """Forward and backward pass of the labeled half alone; its loss."""
+        target = [level.to(self.device) for level in target] if isinstance(target, list) else target.to(self.device)
+        later = self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
+        with later:
+            with self._autocast():
+                loss = self.loss(self.network(labeled), target)
+            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        value: np.ndarray = loss.detach().cpu().numpy()
+        return value
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """As in nnU-Net's own step."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _halves(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Both halves of the batch as the decoders see them; what the teacher says of them goes to the loss."""
+        labeled = batch["data"].to(self.device, non_blocking=True)
+        unlabeled = batch.get("unlabeled_data")
+        unlabeled = None if unlabeled is None else unlabeled.to(self.device, non_blocking=True)
+        if self.teacher is None:
+            return labeled, unlabeled
+        judge = self._iteration % _JUDGE_EVERY == 0 or self.loss.problems.has_ignore
+        self.loss.taught_labeled = self._teacher_labels(labeled) if judge else None
+        if unlabeled is None:
+            return labeled, None
+        weak = batch.get("unlabeled_weak")
+        weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
+        taught = self._teacher_labels(weak)
         if self.config.mixing == "copy_paste":
-            truth = target[0] if isinstance(target, list) else target
-            strong, taught = copy_paste(
-                strong,
+            unlabeled, taught = copy_paste(
+                unlabeled,
                 taught,
                 labeled,
-                truth[:, 0].to(self.device, non_blocking=True),
-                num_classes=self.label_manager.num_segmentation_heads,
+                self._known_labels(batch["target"]),
                 fraction=self.config.mixing_fraction,
                 generator=np.random.default_rng([self.config.seed, self.local_rank, self.loss.step]),
             )
         self.loss.taught = taught
-        return strong
+        return labeled, unlabeled
+
+    def _known_labels(self, target: Any) -> PseudoLabels:
+        """Labels of the labeled half: the truth, and the teacher's where nobody annotated."""
+        truth = target[0] if isinstance(target, list) else target
+        truth = self.loss.problems.truth(truth.to(self.device, non_blocking=True))
+        known = truth >= 0
+        if not self.loss.problems.has_ignore:
+            return PseudoLabels(truth, known)
+        taught = self.loss.taught_labeled
+        return PseudoLabels(torch.where(known, truth, taught.labels), known | taught.reliable)
 
     def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """What the teacher says of (B, channels, *) images, and where it is sure; methods differ here."""
+        """What the teacher says of (B, channels, *) images, (B, P, *), and where it is sure; methods differ here."""
         labels: PseudoLabels = self.loss.pseudo_labels(self._teacher_logits(images))
         return labels
 
     def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+        with self._autocast():
             return self.teacher.logits(images)
 
     def _stop_if_not_finite(self, loss: np.ndarray, batch: dict[str, Any]) -> None:
         if np.isfinite(loss):
             return
         seen = list(zip(batch["keys"], batch["data"], strict=True))
-        if self.config.uses_unlabeled:  # as loaded, not as mixed: a pasted voxel would blame the case it came to
+        if "unlabeled_data" in batch:  # as loaded, not as mixed: a pasted voxel would blame the case it came to
             seen += zip(batch["unlabeled_keys"], batch["unlabeled_data"], strict=True)
         keys = [str(key) for key, _ in seen]
         broken = [str(key) for key, image in seen if not torch.isfinite(image).all()]
@@ -326,3 +388,13 @@ class DualCLTrainer(nnUNetTrainer):
         if self.teacher is not None:
             self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])
+
+
+@contextmanager
+def _keeping_gradients(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Context in which nnU-Net's step adds to the gradients that are there, instead of clearing them first."""
+    optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del optimizer.zero_grad  # type: ignore[method-assign]

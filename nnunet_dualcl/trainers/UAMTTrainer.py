@@ -23,12 +23,15 @@ class UAMTTrainer(MeanTeacherTrainer):
     """
 
     def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+        problems = self.loss.problems
         with torch.no_grad():
-            mean = torch.zeros((), device=images.device)
+            means = [torch.zeros((), device=images.device)] * problems.count
             for _ in range(_PASSES):
                 noise = (torch.randn_like(images) * _NOISE).clamp(-_LARGEST, _LARGEST)
-                mean = mean + self._teacher_logits(images + noise).float().softmax(1) / _PASSES
+                looks = problems.logits(self._teacher_logits(images + noise).float())
+                means = [mean + look.softmax(1) / _PASSES for mean, look in zip(means, looks, strict=True)]
             length = self.config.rampup_fraction * self.num_epochs * self.num_iterations_per_epoch
             ramp = sigmoid_rampup(self.loss.step, length)
             threshold = _FIRST_THRESHOLD + (1 - _FIRST_THRESHOLD) * ramp
-            return PseudoLabels(mean.max(1).indices, normalized_entropy(mean) < threshold)
+            labels = torch.stack([mean.max(1).indices for mean in means], 1)
+            return PseudoLabels(labels, torch.stack([normalized_entropy(mean) < threshold for mean in means], 1))

@@ -1,6 +1,7 @@
 """The total of a step: nnU-Net's loss for both decoders, and the terms of the method on top.
 
 ``total = L_s,a + L_s,b + w_reg L_reg + r(t) (w_u L_u + w_c L_c)`` with the symbols of ``docs/method.md``.
+Each half of the batch, labeled and unlabeled, adds its own part, so the halves may also come one after the other.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from nnunet_dualcl.losses import (
     class_prototypes,
     is_class,
     mutual_verification_loss,
+    recomputed,
     reliability_contrastive_loss,
+    shared_between_ranks,
     sigmoid_rampup,
+    total_over_ranks,
 )
 from nnunet_dualcl.networks import DualOutput
+from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 from nnunet_dualcl.training.sampling import at_voxels, draw_voxels
 
@@ -42,24 +47,34 @@ teacher, or the winner) at its reliable voxels of the *labeled* half with the tr
 truth or label is not background. NaN at a step in which the teacher was not asked."""
 
 
-class _Sample(NamedTuple):
-    """N voxels of each patch: logits and labels of each decoder, labels given to the unlabeled half, truth."""
+class _Half(NamedTuple):
+    """Half of a batch, n patches: logits (n, heads, *) and features (n, D, *) of each decoder, nnU-Net's loss of each
+    decoder and the truth (n, P, *) where it is the labeled half, the teacher's labels where there is a teacher."""
 
-    positions: torch.Tensor
     logits: list[torch.Tensor]
+    features: list[torch.Tensor]
+    supervised: list[torch.Tensor]
+    truth: torch.Tensor | None
+    taught: PseudoLabels | None
+
+
+class _Sample(NamedTuple):
+    """N voxels of each patch of a half: embeddings (n, D, N) and own labels of each decoder, the labels (n, P, N) that
+    are truth or given, and where those can be trusted."""
+
+    embeddings: list[torch.Tensor]
     predicted: list[PseudoLabels]
-    given: PseudoLabels
-    judged: PseudoLabels | None
-    truth: torch.Tensor
+    labels: torch.Tensor
     trusted: torch.Tensor
 
 
 class SemiSupervisedLoss(nn.Module):
     """Stands where nnU-Net keeps its loss; called by nnU-Net's own training and validation steps.
 
-    An output of both halves (training) holds the labeled one first; ``target`` is as long as that half. An output of
-    decoder A as long as the target (validation, stock training) gets nnU-Net's loss unchanged. After each other call
-    :attr:`last_values` holds one detached number for each name in ``TERMS + OBSERVATIONS``.
+    An output longer than its target holds the labeled half first; an empty target comes with the unlabeled half alone.
+    An output of one decoder outside of semi-supervised training (validation, stock training) gets nnU-Net's loss
+    unchanged. Once all halves of a step were seen, :attr:`last_values` holds one detached number for each name in
+    ``TERMS + OBSERVATIONS`` and the prototypes have moved.
     """
 
     prototypes: torch.Tensor
@@ -70,36 +85,43 @@ class SemiSupervisedLoss(nn.Module):
         supervised: nn.Module,
         config: DualCLConfig,
         *,
-        num_classes: int,
+        problems: Problems,
         total_steps: int,
         batch_dice: bool = False,
+        distributed: bool = False,
     ) -> None:
         """Wrap nnU-Net's loss.
 
         Args:
             supervised: nnU-Net's loss with its deep supervision.
             config: weights and options.
-            num_classes: segmentation heads C.
+            problems: what heads and targets mean.
             total_steps: length of training in steps; the ramp and the unreliable fraction follow it.
             batch_dice: whether L_u's Dice pools the patches of a batch, as the plans say of nnU-Net's own.
+            distributed: count over all ranks of a distributed training.
         """
         super().__init__()
         self.supervised = supervised
         self.config = config
-        self.num_classes = num_classes
+        self.problems = problems
         self.total_steps = total_steps
+        self.distributed = distributed
+        self.num_halves = 2 if config.uses_unlabeled else 1
         self.step = 0
         self.taught: PseudoLabels | None = None
         """The teacher's labels of the unlabeled half, set before a step; None where the decoders teach."""
-        self.judged: PseudoLabels | None = None
-        """The teacher's labels of the labeled half, where they are to be compared with the truth."""
+        self.taught_labeled: PseudoLabels | None = None
+        """The teacher's labels of the labeled half, where they are to be compared with the truth or stand in for it."""
         self.last_values: torch.Tensor | None = None
         self.dice = MemoryEfficientSoftDiceLoss(
-            softmax_helper_dim1, batch_dice=batch_dice, do_bg=False, smooth=1e-5, ddp=False
+            softmax_helper_dim1, batch_dice=batch_dice, do_bg=False, smooth=1e-5, ddp=distributed
         )
-        # one set of prototypes a decoder (2, C, D); D is known from the first features
-        self.register_buffer("prototypes", torch.zeros(2, num_classes, 0))
-        self.register_buffer("present", torch.zeros(2, num_classes, dtype=torch.bool))
+        # one set of prototypes for each decoder and problem (2, P, K, D); D is known from the first features
+        self.register_buffer("prototypes", torch.zeros(2, problems.count, problems.num_classes, 0))
+        self.register_buffer("present", torch.zeros(2, problems.count, problems.num_classes, dtype=torch.bool))
+        self._a_wins = torch.tensor(True)
+        self._samples: list[_Sample] = []
+        self._values: dict[str, torch.Tensor] = {}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -121,151 +143,206 @@ class SemiSupervisedLoss(nn.Module):
         return start + (end - start) * min(1.0, self.step / self.total_steps)
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        """Total of a training step, or nnU-Net's loss in validation; a scalar."""
-        num_labeled = _first(target).shape[0]
+        """Total of the halves in a training step's output, or nnU-Net's loss; a scalar."""
         dual = isinstance(output, DualOutput)
-        branches = [output.logits_a, output.logits_b] if dual else [output]
-        if not dual and _first(output).shape[0] == num_labeled:
+        if not dual and not (self.config.uses_unlabeled and torch.is_grad_enabled()):
             loss: torch.Tensor = self.supervised(output, target)
             return loss
-        supervised = [self.supervised(_head(branch, num_labeled), target) for branch in branches]
-        terms = dict(zip(("supervised_a", "supervised_b"), supervised, strict=False))
-        logits = [_first(branch) for branch in branches]
-        truth = _first(target)[:, 0].long()
-        a_wins = supervised[0].detach() <= supervised[-1].detach()
-        weights = self.weights
-        if weights["verification"] > 0:
-            terms["verification"] = self._verification(logits[0], logits[1], truth)
-        if weights["pseudo_label"] > 0:
-            terms["pseudo_label"] = self._pseudo_labels([branch[num_labeled:] for branch in logits], a_wins)
-        sample = self._sample(logits, truth, a_wins)
-        if weights["contrastive"] > 0:
-            terms["contrastive"] = self._contrast([output.features_a, output.features_b], sample)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        values = {**{name: term.detach() for name, term in terms.items()}, **self._observations(sample, a_wins)}
-        nothing = total.new_zeros(())
-        self.last_values = torch.stack([values.get(name, nothing).float() for name in TERMS + OBSERVATIONS])
+        branches = [output.logits_a, output.logits_b] if dual else [output]
+        features = [output.features_a, output.features_b] if dual else []
+        num_labeled = 0 if isinstance(target, list) and not target else _first(target).shape[0]
+        num_patches = _first(branches[0]).shape[0]
+        total = _first(branches[0]).new_zeros((), dtype=torch.float32)
+        with shared_between_ranks(self.distributed):
+            if num_labeled > 0:
+                self._samples, self._values = [], {}
+                supervised = [self.supervised(_head(branch, num_labeled), target) for branch in branches]
+                truth = self.problems.truth(_first(target))
+                logits = [_first(branch)[:num_labeled] for branch in branches]
+                embeddings = [branch[:num_labeled] for branch in features]
+                total = total + self._part(_Half(logits, embeddings, supervised, truth, self.taught_labeled))
+            if num_patches > num_labeled:
+                logits = [_first(branch)[num_labeled:] for branch in branches]
+                embeddings = [branch[num_labeled:] for branch in features]
+                total = total + self._part(_Half(logits, embeddings, [], None, self.taught))
+            if len(self._samples) >= self.num_halves:
+                self._finish_step()
         return total
 
-    def _verification(self, logits_a: torch.Tensor, logits_b: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        num_labeled, acts_on = truth.shape[0], self.config.verification_on
-        confidence = self.config.verification_confidence
-        halves = []
-        if acts_on != "unlabeled":
-            halves.append(
-                mutual_verification_loss(
-                    logits_a[:num_labeled], logits_b[:num_labeled], confidence=confidence, target=truth
-                )
-            )
-        if acts_on != "labeled" and logits_a.shape[0] > num_labeled:
-            halves.append(
-                mutual_verification_loss(logits_a[num_labeled:], logits_b[num_labeled:], confidence=confidence)
-            )
-        return torch.stack(halves).sum()
+    def _part(self, half: _Half) -> torch.Tensor:
+        """What a half adds to the total."""
+        weights = self.weights
+        terms = dict(zip(("supervised_a", "supervised_b"), half.supervised, strict=False))
+        if half.supervised:
+            a, b = (total_over_ranks(half.supervised[index].detach()) for index in (0, -1))
+            self._a_wins = a <= b
+        if weights["verification"] > 0 and (parts := self._verification(half)):
+            terms["verification"] = torch.stack(parts).sum() / self.problems.count
+        if weights["pseudo_label"] > 0 and (half.truth is None or self.problems.has_ignore):
+            terms["pseudo_label"] = self._pseudo_labels(half)
+        sample = self._sample(half)
+        if weights["contrastive"] > 0:
+            terms["contrastive"] = self._contrast(sample) / self.num_halves
+        for name, term in terms.items():
+            self._values[name] = self._values.get(name, 0) + term.detach()
+        self._samples.append(sample)
+        nothing = half.logits[0].new_zeros((), dtype=torch.float32)
+        return torch.stack([nothing, *(weights[name] * term for name, term in terms.items())]).sum()
+
+    # ---- terms
+
+    def _verification(self, half: _Half) -> list[torch.Tensor]:
+        acts_on, confidence = self.config.verification_on, self.config.verification_confidence
+        parts = []
+        for index, (a, b) in enumerate(zip(*map(self.problems.logits, half.logits), strict=True)):
+            truth = None if half.truth is None else half.truth[:, index]
+            if truth is not None and acts_on != "unlabeled":
+                parts.append(mutual_verification_loss(a, b, confidence=confidence, target=truth))
+            if acts_on != "labeled" and (truth is None or self.problems.has_ignore):
+                where = None if truth is None else truth < 0
+                parts.append(mutual_verification_loss(a, b, confidence=confidence, where=where))
+        return parts
 
     def pseudo_labels(self, logits: torch.Tensor) -> PseudoLabels:
-        """Labels of (B, C, *) logits and where they are reliable at the current step."""
-        return pseudo_labels_of(
-            logits,
-            unreliable_fraction=self.unreliable_fraction,
-            per_class=self.config.reliability == "per_class",
-        )
+        """Labels (B, P, *) of (B, heads, *) logits and where they are reliable at the current step."""
+        per_class = self.config.reliability == "per_class"
+        with shared_between_ranks(self.distributed):
+            found = [
+                pseudo_labels_of(problem, unreliable_fraction=self.unreliable_fraction, per_class=per_class)
+                for problem in self.problems.logits(logits)
+            ]
+        return PseudoLabels(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
-    def _pseudo_labels(self, logits: list[torch.Tensor], a_wins: torch.Tensor) -> torch.Tensor:
-        if self.taught is not None:
-            return torch.stack([self._toward(student, self.taught) for student in logits]).sum()
-        logits_a, logits_b = logits
+    def _pseudo_labels(self, half: _Half) -> torch.Tensor:
+        unknown = None if half.truth is None else half.truth < 0
+        if self.config.pseudo_label_source == "teacher":
+            assert half.taught is not None
+            return torch.stack([self._toward(student, half.taught, unknown) for student in half.logits]).sum()
+        logits_a, logits_b = half.logits
         if self.config.pseudo_label_source == "cross":
             from_a, from_b = self.pseudo_labels(logits_a), self.pseudo_labels(logits_b)
-            return self._toward(logits_a, from_b) + self._toward(logits_b, from_a)
-        winner = torch.where(a_wins, logits_a, logits_b)
-        loser = torch.where(a_wins, logits_b, logits_a)
-        return self._toward(loser, self.pseudo_labels(winner))
+            return self._toward(logits_a, from_b, unknown) + self._toward(logits_b, from_a, unknown)
+        winner = torch.where(self._a_wins, logits_a, logits_b)
+        loser = torch.where(self._a_wins, logits_b, logits_a)
+        return self._toward(loser, self.pseudo_labels(winner), unknown)
 
-    def _toward(self, student: torch.Tensor, taught: PseudoLabels) -> torch.Tensor:
-        loss = class_label_loss(student, taught.labels, taught.reliable)
-        if self.config.pseudo_label_loss == "ce":
-            return loss
-        known = taught.reliable & is_class(taught.labels, self.num_classes)
-        labels = torch.where(known, taught.labels, 0)
-        dice: torch.Tensor = self.dice(student.float(), labels.unsqueeze(1), loss_mask=known.unsqueeze(1).float())
-        return loss + 1 + dice  # nnU-Net's Dice loss is minus the Dice
-
-    @torch.no_grad()
-    def _sample(self, logits: list[torch.Tensor], truth: torch.Tensor, a_wins: torch.Tensor) -> _Sample:
-        """What L_c and the observations look at: a few thousand voxels say what millions would."""
-        num_labeled = truth.shape[0]
-        positions = draw_voxels(logits[0], self.config.contrastive_samples)
-        seen = [at_voxels(branch, positions).float() for branch in logits]
-        predicted = [self.pseudo_labels(branch) for branch in seen]
-        a, b = predicted[0], predicted[-1]
-        winner = PseudoLabels(*(torch.where(a_wins, *pair) for pair in zip(a, b, strict=True)))
-        given = PseudoLabels(*(part[num_labeled:] for part in winner))
-        judged: PseudoLabels | None = PseudoLabels(*(part[:num_labeled] for part in winner))
-        if self.taught is not None:
-            given = _sampled(self.taught, positions)
-            judged = None if self.judged is None else _sampled(self.judged, positions)
-        truth_here = truth.flatten(1)[:, positions]
-        agreed = (a.labels == b.labels)[num_labeled:] & (given.labels == a.labels[num_labeled:])
-        trusted = torch.cat((torch.ones_like(truth_here, dtype=torch.bool), agreed))
-        return _Sample(positions, seen, predicted, given, judged, truth_here, trusted)
-
-    def _contrast(self, features: list[torch.Tensor], sample: _Sample) -> torch.Tensor:
-        labels = torch.cat((sample.truth, sample.given.labels))
-        losses = []
-        for index, (branch, predicted) in enumerate(zip(features, sample.predicted, strict=True)):
-            embeddings = at_voxels(branch, sample.positions)
-            self._update_prototypes(index, embeddings, labels, predicted.reliable & sample.trusted)
-            losses.append(
-                reliability_contrastive_loss(
-                    embeddings,
-                    labels,
-                    ~predicted.reliable,
-                    self.prototypes[index],
-                    self.present[index],
-                    temperature=self.config.contrastive_temperature,
-                )
-            )
+    def _toward(self, student: torch.Tensor, taught: PseudoLabels, unknown: torch.Tensor | None) -> torch.Tensor:
+        reliable = taught.reliable if unknown is None else taught.reliable & unknown
+        losses = [
+            self._label_loss(logits, taught.labels[:, index], reliable[:, index])
+            for index, logits in enumerate(self.problems.logits(student))
+        ]
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
-    def _update_prototypes(
-        self, index: int, embeddings: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
-    ) -> None:
-        new, present = class_prototypes(embeddings.detach(), labels, mask, self.num_classes)
-        if self.prototypes.shape[2] == 0:
-            self.prototypes = new.new_zeros(2, *new.shape)
-            self.present = present.new_zeros(2, *present.shape)
-        old, seen = self.prototypes[index], self.present[index]
-        momentum = self.config.prototype_momentum
-        mixed = torch.where(seen[:, None], momentum * old + (1 - momentum) * new, new)
-        kept = torch.where(present[:, None], functional.normalize(mixed, dim=1), old)
-        # new tensors, not in-place: the previous step's graph still refers to the old ones
-        other = 1 - index
-        pair = (kept, self.prototypes[other]) if index == 0 else (self.prototypes[other], kept)
-        seen_pair = (seen | present, self.present[other]) if index == 0 else (self.present[other], seen | present)
-        self.prototypes, self.present = torch.stack(pair), torch.stack(seen_pair)
+    def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:
+        loss = class_label_loss(logits, labels, reliable)
+        if self.config.pseudo_label_loss == "ce":
+            return loss
+        known = reliable & is_class(labels, self.problems.num_classes)
+        labels = torch.where(known, labels, 0)
+        return loss + 1 + self._minus_dice(logits, labels.unsqueeze(1), known.unsqueeze(1))
+
+    def _minus_dice(self, logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        def compute(logits: torch.Tensor) -> torch.Tensor:
+            value: torch.Tensor = self.dice(logits.float(), labels, loss_mask=known.float())
+            return value
+
+        # nnU-Net's Dice of a distributed training talks to the other ranks, which a second computation must not
+        return compute(logits) if self.distributed else recomputed(compute, logits)
+
+    def _contrast(self, sample: _Sample) -> torch.Tensor:
+        losses = [
+            reliability_contrastive_loss(
+                embeddings,
+                sample.labels[:, problem],
+                ~predicted.reliable[:, problem],
+                self.prototypes[decoder, problem],
+                self.present[decoder, problem],
+                temperature=self.config.contrastive_temperature,
+            )
+            for decoder, (embeddings, predicted) in enumerate(zip(sample.embeddings, sample.predicted, strict=True))
+            for problem in range(self.problems.count)
+        ]
+        return torch.stack(losses).mean()
+
+    # ---- a few thousand voxels say what millions would
+
+    def _sample(self, half: _Half) -> _Sample:
+        positions = draw_voxels(half.logits[0], self.config.contrastive_samples)
+        embeddings = [at_voxels(branch, positions) for branch in half.features]
+        if embeddings and self.prototypes.shape[-1] == 0:
+            self.prototypes = self.prototypes.new_zeros(*self.prototypes.shape[:-1], embeddings[0].shape[1])
+        with torch.no_grad():
+            seen = [at_voxels(branch, positions).float() for branch in half.logits]
+            predicted = [self.pseudo_labels(branch) for branch in seen]
+            a, b = predicted[0], predicted[-1]
+            given: PseudoLabels | None = None
+            if not self.config.uses_teacher:
+                given = PseudoLabels(*(torch.where(self._a_wins, *pair) for pair in zip(a, b, strict=True)))
+            elif half.taught is not None:
+                given = PseudoLabels(*(_at(part, positions) for part in half.taught))
+            truth = None if half.truth is None else _at(half.truth, positions)
+            self._observe(seen, predicted, given, truth)
+            agreed = a.labels == b.labels
+            if given is None:  # the teacher was not asked, so all is known here
+                assert truth is not None
+                return _Sample(embeddings, predicted, truth, truth >= 0)
+            agreed &= given.labels == a.labels
+            if truth is None:
+                return _Sample(embeddings, predicted, given.labels, agreed)
+            known = truth >= 0
+            return _Sample(embeddings, predicted, torch.where(known, truth, given.labels), known | agreed)
 
     @torch.no_grad()
-    def _observations(self, sample: _Sample, a_wins: torch.Tensor) -> dict[str, torch.Tensor]:
-        num_labeled = sample.truth.shape[0]
-        unlabeled = slice(num_labeled, None) if sample.trusted.shape[0] > num_labeled else slice(None)
-        disagreement = assertion_disagreement(
-            sample.logits[0][unlabeled], sample.logits[-1][unlabeled], confidence=self.config.verification_confidence
-        )
-        reliable = sample.given.reliable if sample.given.reliable.numel() else sample.predicted[0].reliable
-        return {
-            "reliable_share": reliable.float().mean(),
-            "disagreement_share": disagreement.float().mean(),
-            "winner_is_a": a_wins.float(),
-            **self._accuracies(sample.judged, sample.truth),
-        }
+    def _finish_step(self) -> None:
+        device = self._samples[0].labels.device
+        if self.weights["contrastive"] > 0:
+            self._move_prototypes()
+        nothing = torch.zeros((), device=device)
+        values = {**self._values, "winner_is_a": self._a_wins.to(device)}
+        self.last_values = torch.stack([values.get(name, nothing).float() for name in TERMS + OBSERVATIONS])
+        self._samples, self._values = [], {}
+
+    def _move_prototypes(self) -> None:
+        momentum = self.config.prototype_momentum
+        halves = self._samples
+        # new tensors: the graph of this step still refers to the old ones
+        prototypes, present = self.prototypes.clone(), self.present.clone()
+        for decoder in range(len(halves[0].embeddings)):
+            embeddings = torch.cat([half.embeddings[decoder] for half in halves])
+            for problem in range(self.problems.count):
+                counts = [half.predicted[decoder].reliable & half.trusted for half in halves]
+                labels = torch.cat([half.labels[:, problem] for half in halves])
+                new, found = class_prototypes(
+                    embeddings, labels, torch.cat(counts)[:, problem], self.problems.num_classes
+                )
+                old, seen = self.prototypes[decoder, problem], self.present[decoder, problem]
+                mixed = torch.where(seen[:, None], momentum * old + (1 - momentum) * new, new)
+                prototypes[decoder, problem] = torch.where(found[:, None], functional.normalize(mixed, dim=1), old)
+                present[decoder, problem] = seen | found
+        self.prototypes, self.present = prototypes, present
+
+    def _observe(
+        self,
+        logits: list[torch.Tensor],
+        predicted: list[PseudoLabels],
+        given: PseudoLabels | None,
+        truth: torch.Tensor | None,
+    ) -> None:
+        if truth is None or self.num_halves == 1:
+            pairs = zip(self.problems.logits(logits[0]), self.problems.logits(logits[-1]), strict=True)
+            confidence = self.config.verification_confidence
+            disagree = [assertion_disagreement(a, b, confidence=confidence).float().mean() for a, b in pairs]
+            self._values["disagreement_share"] = torch.stack(disagree).mean()
+            self._values["reliable_share"] = (given or predicted[0]).reliable.float().mean()
+        if truth is not None:
+            self._values.update(self._accuracies(given, truth))
 
     def _accuracies(self, judged: PseudoLabels | None, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         names = ("pseudo_label_accuracy", "pseudo_label_accuracy_foreground")
         if judged is None:
             return {name: torch.full((), torch.nan, device=truth.device) for name in names}
-        among = judged.reliable & is_class(truth, self.num_classes)
+        among = judged.reliable & is_class(truth, self.problems.num_classes)
         right = judged.labels == truth
         foreground = among & ((truth > 0) | (judged.labels > 0))
         return dict(zip(names, (_share(right, among), _share(right, foreground)), strict=True))
@@ -285,8 +362,9 @@ def _head(levels: list[torch.Tensor] | torch.Tensor, count: int) -> list[torch.T
     return [level[:count] for level in levels] if isinstance(levels, list | tuple) else levels[:count]
 
 
-def _sampled(labels: PseudoLabels, positions: torch.Tensor) -> PseudoLabels:
-    return PseudoLabels(*(part.flatten(1)[:, positions] for part in labels))
+def _at(volume: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(n, P, *) and N flat positions -> (n, P, N)."""
+    return volume.flatten(2)[:, :, positions]
 
 
 def _share(of: torch.Tensor, among: torch.Tensor) -> torch.Tensor:

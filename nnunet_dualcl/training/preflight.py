@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from nnunet_dualcl.data.cases import read_split, read_splits
 from nnunet_dualcl.errors import DualCLError
@@ -12,21 +13,21 @@ from nnunet_dualcl.layout import SPLITS_FILE
 _STOCK_FOLDS = 5
 
 
-def check_labels(label_manager: Any, is_cascaded: bool, configuration: str) -> None:
-    """Refuse region-based training and cascades, which the terms do not cover.
+def check_supported(is_cascaded: bool, configuration: str, device: torch.device) -> None:
+    """Refuse cascades and Apple's devices.
 
     Raises:
         DualCLError: naming the alternative.
     """
-    if label_manager.has_regions:
-        raise DualCLError(
-            "Region-based labels are not supported by this trainer: its terms compare exclusive classes. "
-            "List plain integer labels in dataset.json, or train with -tr nnUNetTrainer."
-        )
     if is_cascaded:
         raise DualCLError(
             f"Configuration {configuration} is the second stage of a cascade; its input needs first-stage predictions "
             "of the unlabeled cases, which do not exist. Train 3d_fullres, or this stage with -tr nnUNetTrainer."
+        )
+    if device.type == "mps":
+        raise DualCLError(
+            "Training on Apple's mps device is not supported: nobody has tested it, and decoder B's trilinear "
+            "interpolation is missing there in some versions of torch. Use -device cuda or -device cpu."
         )
 
 

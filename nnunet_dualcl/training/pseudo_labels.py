@@ -10,7 +10,7 @@ from nnunet_dualcl.losses import normalized_entropy, reliable_mask
 
 
 class PseudoLabels(NamedTuple):
-    """``labels``: classes, long (B, *); ``reliable``: bool (B, *). Neither carries a gradient."""
+    """``labels``: classes, long (B, *), or (B, P, *) for P problems; ``reliable``: bool. Neither carries a gradient."""
 
     labels: torch.Tensor
     reliable: torch.Tensor

@@ -9,7 +9,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks import DualDecoderUNet, DualOutput
+from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput
 
 CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
 SHAPE = {2: (12, 16), 3: (6, 12, 16)}
@@ -63,7 +63,7 @@ def test_dropping_decoder_b_leaves_stock_weights(architecture: Any, dimension: i
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
-    weights = {k: v for k, v in network.state_dict().items() if not k.startswith(("decoder_b.", "_extra_state"))}
+    weights = {k: v for k, v in network.state_dict().items() if not k.startswith(PREFIX_B)}
     stock.load_state_dict(weights, strict=True)
     network.prediction = "a"
     x = patch(dimension)
@@ -72,7 +72,7 @@ def test_dropping_decoder_b_leaves_stock_weights(architecture: Any, dimension: i
 
 def test_decoder_b_stores_no_encoder_and_upsamples_otherwise(architecture: Any) -> None:
     network, _ = build(architecture, 3, False)
-    names = [name for name in network.state_dict() if name.startswith("decoder_b.")]
+    names = [name for name in network.state_dict() if name.startswith(PREFIX_B)]
     assert names
     assert not any("encoder" in name for name in names)
     assert not any(isinstance(module, nn.ConvTranspose3d) for module in network.decoder_b.modules())

@@ -10,7 +10,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks import DualDecoderUNet, DualOutput, build_other_encoder
+from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput, build_other_encoder
 
 CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
 SHAPE = {2: (12, 16), 3: (6, 12, 16)}
@@ -42,9 +42,11 @@ def test_two_networks_share_no_weight_and_a_is_stock(architecture: Any, dimensio
     assert isinstance(output, DualOutput)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(output.logits_a, stock.train()(x), strict=True))
     output.logits_b[0].square().sum().backward()
-    moved = {name.split(".")[0] for name, weight in network.named_parameters() if weight.grad is not None}
-    assert moved == {"encoder_b", "decoder_b"}
-    kept = {name for name in network.state_dict() if not name.startswith(("encoder_b.", "decoder_b.", "_extra"))}
+    moved = {name for name, weight in network.named_parameters() if weight.grad is not None}
+    assert {name.rsplit(".", 1)[0] for name in moved} <= {name for name, _ in network.named_modules()}
+    assert all(name.startswith(PREFIX_B) for name in moved)
+    assert all(weight.grad is not None for weight in network.encoder_b.parameters())
+    kept = {name for name in network.state_dict() if not name.startswith(PREFIX_B)}
     assert kept == set(stock.state_dict())
     shared = DualDecoderUNet(unet(architecture, dimension, residual))
     size = tuple(SHAPE[dimension])

@@ -28,7 +28,7 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 OVERRIDDEN = {
     "__init__", "build_network_architecture", "initialize", "_build_loss", "set_deep_supervision_enabled",
     "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_dataloaders", "run_training",
-    "on_train_start", "on_train_epoch_start", "train_step",
+    "_set_batch_size_and_oversample", "on_train_start", "on_train_epoch_start", "train_step",
     "on_train_epoch_end", "save_checkpoint", "load_checkpoint",
 }  # fmt: skip
 
@@ -296,12 +296,12 @@ def test_workers_end_with_the_training(toy: Any, configure: Any, monkeypatch: An
     assert multiprocessing.active_children() == []
 
 
-def test_regions_and_cascades_are_refused(toy: Any, configure: Any) -> None:
+def test_cascades_and_apples_devices_are_refused(toy: Any, configure: Any) -> None:
     configure(**SHORT)
-    dataset_json = json.loads((toy.raw / "dataset.json").read_text())
-    dataset_json.update(labels={"background": 0, "whole": [1, 2], "right": 2}, regions_class_order=[1, 2])
-    with pytest.raises(DualCLError, match=r"Region-based labels are not supported.*nnUNetTrainer"):
-        toy.trainer(DualCLTrainer, dataset_json=dataset_json).initialize()
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.device = torch.device("mps")
+    with pytest.raises(DualCLError, match="mps device is not supported"):
+        trainer.initialize()
     plans = toy.plans()
     plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
     with pytest.raises(DualCLError, match="second stage of a cascade"):

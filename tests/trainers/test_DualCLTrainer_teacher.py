@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.two_views import is_photometric
 from nnunet_dualcl.layout import TERM_LOG_FILE
+from nnunet_dualcl.networks import PREFIX_B
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
@@ -86,8 +87,10 @@ def test_teacher_and_network_see_the_same_patches(toy: Any, configure: Any) -> N
     for _ in range(2):
         step(trainer)
     # at its first step the teacher also looks at the labeled patches, for the log
-    assert torch.equal(seen.teacher[0], seen.network[0])
-    assert torch.equal(seen.teacher[1], seen.network[1][LABELED:])
+    assert torch.equal(seen.teacher[0], seen.network[0][:LABELED])
+    assert torch.equal(seen.teacher[1], seen.network[0][LABELED:])
+    assert torch.equal(seen.teacher[2], seen.network[1][LABELED:])
+    assert len(seen.teacher) == 3
 
 
 def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: Any) -> None:
@@ -99,11 +102,11 @@ def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: 
         batch = step(trainer)
     labeled, mixed = seen.network[1].split(LABELED)
     assert torch.equal(labeled, batch["data"])
-    pasted, kept = mixed == labeled, mixed == seen.teacher[1]
+    pasted, kept = mixed == labeled, mixed == seen.teacher[-1]
     assert (pasted | kept).all()
     assert 0.1 < pasted.float().mean() < 0.9
-    truth, taught = batch["target"][0][:, 0], trainer.loss.taught
-    everywhere_pasted = pasted.all(1) & ~kept.any(1)
+    truth, taught = batch["target"][0], trainer.loss.taught
+    everywhere_pasted = pasted.all(1, keepdim=True) & ~kept.any(1, keepdim=True)
     assert torch.equal(taught.labels[everywhere_pasted], truth[everywhere_pasted].long())
     assert taught.reliable[everywhere_pasted].all()
 
@@ -114,7 +117,7 @@ def test_the_network_sees_other_intensities_than_the_teacher(toy: Any, configure
     seen = Seen(trainer)
     batch = [step(trainer) for _ in range(2)][1]
     assert torch.equal(seen.network[1], torch.cat((batch["data"], batch["unlabeled_data"])))
-    assert torch.equal(seen.teacher[1], batch["unlabeled_weak"])
+    assert torch.equal(seen.teacher[-1], batch["unlabeled_weak"])
     assert not torch.equal(batch["unlabeled_data"], batch["unlabeled_weak"])
 
 
@@ -124,7 +127,7 @@ def test_the_same_view_for_both_on_demand(toy: Any, configure: Any) -> None:
     seen = Seen(trainer)
     for _ in range(2):
         assert "unlabeled_weak" not in step(trainer)
-    assert torch.equal(seen.teacher[1], seen.network[1][LABELED:])
+    assert torch.equal(seen.teacher[-1], seen.network[1][LABELED:])
 
 
 def test_the_weak_view_keeps_the_scans_intensities(toy: Any, configure: Any) -> None:
@@ -223,7 +226,7 @@ def test_mean_teacher_from_start_to_end(toy: Any, configure: Any) -> None:
         assert numbers["total"] == pytest.approx(numbers["supervised_a"] + numbers["pseudo_label"], rel=1e-5)
     for name, value in trainer.network.named_parameters():
         moved = not torch.equal(value, before[name])
-        assert moved != (name.startswith("decoder_b.") or ".seg_layers.0." in name), name
+        assert moved != (name.startswith(PREFIX_B) or ".seg_layers.0." in name), name
     assert trainer.teacher.logits(torch.zeros(1, 2, 6, 12, 16)).shape == (1, 3, 6, 12, 16)
 
 

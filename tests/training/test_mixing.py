@@ -9,7 +9,7 @@ import torch
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
-CLASSES, IGNORE, SHAPE = 3, 3, (10, 20, 30)
+SHAPE = (10, 20, 30)
 EDGES = {1.0: SHAPE, 0.67: (7, 13, 20), 0.5: (5, 10, 15), 1e-6: (1, 1, 1)}  # round(fraction * size), at least 1
 
 
@@ -22,18 +22,21 @@ def case(unlabeled: int = 2, labeled: int = 2, shape: tuple[int, ...] = SHAPE) -
     )
     return {
         "images": images,
-        "pseudo_labels": PseudoLabels(
-            torch.randint(CLASSES, (unlabeled, *shape), generator=generator),
-            torch.rand(unlabeled, *shape, generator=generator) < 0.5,
-        ),
+        "labels": random_labels(unlabeled, shape, generator),
         "labeled_images": labeled_images,
-        "truth": torch.randint(-1, CLASSES + 1, (labeled, *shape), generator=generator, dtype=torch.int16),
+        "known": random_labels(labeled, shape, generator),
     }
+
+
+def random_labels(patches: int, shape: tuple[int, ...], generator: torch.Generator) -> PseudoLabels:
+    """For two problems of three classes."""
+    labels = torch.randint(3, (patches, 2, *shape), generator=generator)
+    return PseudoLabels(labels, torch.rand(patches, 2, *shape, generator=generator) < 0.5)
 
 
 def mix(arguments: dict[str, Any], *, fraction: float = 0.67, seed: int = 0) -> tuple[torch.Tensor, PseudoLabels]:
     generator = np.random.default_rng(seed)
-    return copy_paste(**arguments, num_classes=CLASSES, fraction=fraction, generator=generator)
+    return copy_paste(**arguments, fraction=fraction, generator=generator)
 
 
 def first_of(seed: int) -> int:
@@ -90,24 +93,13 @@ def test_labels_and_reliable_follow_the_pixels(unlabeled: int, labeled: int) -> 
     images, (labels, reliable) = mix(arguments)
     assert labels.dtype == torch.int64
     assert reliable.dtype == torch.bool
-    before, truth = arguments["pseudo_labels"], arguments["truth"]
     for index, pasted in enumerate(pasted_into(images)):
         partner = index % labeled
         expected = torch.where(pasted, arguments["labeled_images"][partner], arguments["images"][index])
         assert torch.equal(images[index], expected)
-        assert torch.equal(labels[index][pasted], truth[partner][pasted].long())
-        assert torch.equal(labels[index][~pasted], before.labels[index][~pasted])
-        is_class = (truth[partner] >= 0) & (truth[partner] < CLASSES)
-        assert torch.equal(reliable[index][pasted], is_class[pasted])
-        assert torch.equal(reliable[index][~pasted], before.reliable[index][~pasted])
-
-
-def test_ignored_voxels_are_never_reliable() -> None:
-    arguments = case()
-    arguments["truth"] = torch.full_like(arguments["truth"], IGNORE)
-    arguments["pseudo_labels"] = PseudoLabels(arguments["pseudo_labels"].labels, torch.ones(2, *SHAPE).bool())
-    images, mixed = mix(arguments)
-    assert torch.equal(mixed.reliable, ~pasted_into(images))
+        for mixed, known, before in zip((labels, reliable), arguments["known"], arguments["labels"], strict=True):
+            assert torch.equal(mixed[index][:, pasted], known[partner][:, pasted])
+            assert torch.equal(mixed[index][:, ~pasted], before[index][:, ~pasted])
 
 
 def test_the_whole_patch() -> None:
@@ -115,19 +107,20 @@ def test_the_whole_patch() -> None:
     images, mixed = mix(arguments, fraction=1.0)
     given, kept = first_of(0), 1 - first_of(0)
     assert torch.equal(images[given], arguments["labeled_images"][given])
-    assert torch.equal(mixed.labels[given], arguments["truth"][given].long())
     assert torch.equal(images[kept], arguments["images"][kept])
-    assert torch.equal(mixed.labels[kept], arguments["pseudo_labels"].labels[kept])
-    assert torch.equal(mixed.reliable[kept], arguments["pseudo_labels"].reliable[kept])
+    for part, known, before in zip(mixed, arguments["known"], arguments["labels"], strict=True):
+        assert torch.equal(part[given], known[given])
+        assert torch.equal(part[kept], before[kept])
 
 
 def test_arguments_are_left_as_they_are() -> None:
     arguments, untouched = case(), case()
     mix(arguments)
-    for name in ("images", "labeled_images", "truth"):
+    for name in ("images", "labeled_images"):
         assert torch.equal(arguments[name], untouched[name])
-    for part, expected in zip(arguments["pseudo_labels"], untouched["pseudo_labels"], strict=True):
-        assert torch.equal(part, expected)
+    for name in ("labels", "known"):
+        for part, expected in zip(arguments[name], untouched[name], strict=True):
+            assert torch.equal(part, expected)
 
 
 def test_one_generator_state_one_result() -> None:

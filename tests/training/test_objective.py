@@ -14,9 +14,11 @@ from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
 CLASSES, WIDTH, SHAPE = 3, 5, (4, 5, 6)
+PROBLEMS = Problems(CLASSES)
 LABELED, UNLABELED = slice(0, 2), slice(2, 5)
 ONLY = {
     "verification": {"verification_weight": 1.0},
@@ -49,7 +51,7 @@ def objective(**values: Any) -> SemiSupervisedLoss:
     config = DualCLConfig.paper(
         **{**weights, "reliability": "per_class", "rampup_fraction": 0.0, "contrastive_samples": 200, **values}
     )
-    return SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
+    return SemiSupervisedLoss(CrossEntropy(), config, problems=PROBLEMS, total_steps=10)
 
 
 def extra_gradients(loss: SemiSupervisedLoss, output: DualOutput, target: Any) -> dict[str, torch.Tensor]:
@@ -124,7 +126,9 @@ def test_verification_of_unlabeled_voxels_moves_the_less_confident_only() -> Non
 
 def test_contrast_moves_the_embeddings_of_both_decoders_only() -> None:
     output, target = leaves()
-    gradients = extra_gradients(objective(**ONLY["contrastive"], unreliable_fraction_start=0.5), output, target)
+    loss = objective(**ONLY["contrastive"], unreliable_fraction_start=0.5)
+    assert all(strength(g) < 1e-7 for g in extra_gradients(loss, output, target).values())  # no prototype as yet
+    gradients = extra_gradients(loss, output, target)
     for name in ("features_a", "features_b"):
         assert strength(gradients[name][LABELED]) > 1e-6
         assert strength(gradients[name][UNLABELED]) > 1e-6
@@ -141,6 +145,7 @@ def test_total_is_the_sum_of_weight_times_term() -> None:
     output, target = leaves()
     loss = objective(verification_weight=0.3, pseudo_label_weight=0.7, contrastive_weight=0.2, rampup_fraction=1.0)
     loss.step = 4
+    loss(*leaves(seed=7))  # prototypes are those of the steps before
     total = loss(output, target)
     values = dict(zip(TERMS + OBSERVATIONS, loss.last_values.tolist(), strict=True))
     weights = loss.weights
@@ -155,7 +160,9 @@ def test_validation_output_gets_the_supervised_loss() -> None:
     output, target = leaves()
     loss = objective(**ONLY["verification"])
     logits = [output.logits_a[0][LABELED]]
-    assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
+    with torch.no_grad():
+        assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
+    assert loss.last_values is None
 
 
 def test_labels_outside_the_classes_count_nowhere() -> None:
@@ -208,10 +215,10 @@ def test_prototypes_move_slowly_and_survive_a_state_dict() -> None:
     loss(output, target)
     first = loss.prototypes.clone()
     assert loss.present.all()
-    torch.testing.assert_close(first.norm(dim=2), torch.ones(2, CLASSES))
+    torch.testing.assert_close(first.norm(dim=3), torch.ones(2, 1, CLASSES))
     other, _ = leaves(seed=7)
     loss(other, target)
-    change = 1 - (loss.prototypes * first).sum(2)
+    change = 1 - (loss.prototypes * first).sum(3)
     assert (change > 0).all()
     assert (change < 0.05).all()
     twin = objective(**ONLY["contrastive"])
@@ -241,7 +248,7 @@ def test_no_tensor_is_read_back_from_the_device(teacher: bool) -> None:
 
 def test_weights_of_variants_by_replace() -> None:
     config = replace(DualCLConfig.paper(), verification_weight=2.0)
-    loss = SemiSupervisedLoss(CrossEntropy(), config, num_classes=CLASSES, total_steps=10)
+    loss = SemiSupervisedLoss(CrossEntropy(), config, problems=PROBLEMS, total_steps=10)
     assert loss.weights["verification"] == 2.0
 
 
@@ -251,12 +258,12 @@ def test_weights_of_variants_by_replace() -> None:
 def labels_for(patches: int, seed: int = 3) -> PseudoLabels:
     """A teacher's labels; the last one, C, is pasted from ignored voxels and no class."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(CLASSES + 1, (patches, *SHAPE), generator=generator)
-    return PseudoLabels(labels, torch.rand(patches, *SHAPE, generator=generator) < 0.7)
+    labels = torch.randint(CLASSES + 1, (patches, 1, *SHAPE), generator=generator)
+    return PseudoLabels(labels, torch.rand(patches, 1, *SHAPE, generator=generator) < 0.7)
 
 
 def counting(taught: PseudoLabels) -> torch.Tensor:
-    return taught.reliable & (taught.labels < CLASSES)
+    return (taught.reliable & (taught.labels < CLASSES))[:, 0]
 
 
 def taught_objective(**values: Any) -> SemiSupervisedLoss:
@@ -274,8 +281,8 @@ def nnunets_own(logits: torch.Tensor, taught: PseudoLabels) -> torch.Tensor:
     """nnU-Net's loss of its datasets with an ignore label, which here marks what is not reliable."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
     loss = DC_and_CE_loss(dice, {}, ignore_label=CLASSES, dice_class=MemoryEfficientSoftDiceLoss)
-    target = torch.where(counting(taught), taught.labels, CLASSES)
-    value: torch.Tensor = loss(logits, target.unsqueeze(1))
+    target = torch.where(counting(taught)[:, None], taught.labels, CLASSES)
+    value: torch.Tensor = loss(logits, target)
     return value
 
 
@@ -302,7 +309,7 @@ def test_cross_entropy_toward_the_teacher_by_hand() -> None:
     expected = 0.0
     for logits in (output.logits_a[0], output.logits_b[0]):
         log_probs = torch.log_softmax(logits[UNLABELED].detach().double(), 1)
-        chosen = log_probs.gather(1, loss.taught.labels.clamp(max=CLASSES - 1).unsqueeze(1)).squeeze(1)
+        chosen = log_probs.gather(1, loss.taught.labels.clamp(max=CLASSES - 1)).squeeze(1)
         expected -= float(chosen[counting(loss.taught)].mean())
     assert seen_by(loss)["pseudo_label"] == pytest.approx(expected, rel=1e-5)
 
@@ -368,7 +375,8 @@ def test_one_decoder_as_long_as_the_target_gets_nnunets_loss() -> None:
     output, target = leaves()
     loss = taught_objective(**ONLY["pseudo_label"], pseudo_label_loss="dice_ce", second_decoder=False)
     logits = [output.logits_a[0][LABELED]]
-    assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
+    with torch.no_grad():
+        assert torch.equal(loss(logits, target), CrossEntropy()(logits, target))
     assert loss.last_values is None
 
 
@@ -382,15 +390,15 @@ def test_the_teacher_is_judged_by_a_count(monkeypatch: pytest.MonkeyPatch) -> No
     every_voxel_once(monkeypatch)
     output, target = leaves()
     target[0][0, 0, 0] = CLASSES  # ignored voxels count nowhere
-    loss = taught_objective()
+    loss = taught_objective(**ONLY["pseudo_label"])
     loss.supervised = SumOfLogits()
-    loss.judged = labels_for(2, seed=8)
+    loss.taught_labeled = labels_for(2, seed=8)
     assert loss.taught is not None
     loss(output, target)
     seen = seen_by(loss)
-    among = loss.judged.reliable & (target[0][:, 0] < CLASSES)
-    right = loss.judged.labels == target[0][:, 0]
-    foreground = among & ((loss.judged.labels > 0) | (target[0][:, 0] > 0))
+    among = loss.taught_labeled.reliable & (target[0] < CLASSES)
+    right = loss.taught_labeled.labels == target[0]
+    foreground = among & ((loss.taught_labeled.labels > 0) | (target[0] > 0))
     assert seen["pseudo_label_accuracy"] == pytest.approx(float(right[among].float().mean()))
     assert seen["pseudo_label_accuracy_foreground"] == pytest.approx(float(right[foreground].float().mean()))
     assert seen["pseudo_label_accuracy"] != seen["pseudo_label_accuracy_foreground"]
@@ -415,6 +423,7 @@ def test_contrast_with_the_teachers_labels_moves_the_embeddings_only() -> None:
         torch.manual_seed(0)
         loss = taught_objective(**ONLY["contrastive"], unreliable_fraction_start=0.5)
         loss.taught = labels_for(3, seed)
+        loss(*leaves(seed=7))
         gradients.append(extra_gradients(loss, output, target))
         for name in ("features_a", "features_b"):
             assert strength(gradients[-1][name][LABELED]) > 1e-6
@@ -441,6 +450,7 @@ def test_the_total_with_a_teacher_is_the_sum_of_weight_times_term() -> None:
     weights = {"verification_weight": 0.3, "pseudo_label_weight": 0.7, "contrastive_weight": 0.2}
     loss = taught_objective(**weights, rampup_fraction=1.0, pseudo_label_loss="dice_ce")
     loss.step = 4
+    loss(*leaves(seed=7))
     total = loss(output, target)
     seen = seen_by(loss)
     assert all(seen[name] > 0 for name in TERMS)

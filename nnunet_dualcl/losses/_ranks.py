@@ -1,0 +1,53 @@
+"""Sums and samples over all processes of a distributed training, so that each sees the statistics of the whole batch.
+
+Off unless asked for: a collective that one process alone enters waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional
+
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextmanager
+def shared_between_ranks(enabled: bool = True) -> Iterator[None]:
+    """Context in which the losses count over all ranks. Every rank must compute the same losses in it."""
+    token = _SHARED.set(enabled)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def total_over_ranks(values: Tensor) -> Tensor:
+    """Sum of ``values`` over the ranks, without gradient; ``values`` itself where nothing is shared."""
+    if not _SHARED.get():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of ``values`` over the ranks, without gradient; ``values`` itself where nothing is shared."""
+    return total_over_ranks(values) / dist.get_world_size() if _SHARED.get() else values
+
+
+def gathered(values: Tensor, *, fill: float) -> Tensor:
+    """The (N,) vectors of all ranks in a row, the shorter ones filled up; ``values`` where nothing is shared."""
+    if not _SHARED.get():
+        return values
+    longest = torch.tensor(values.numel(), device=values.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    padded = functional.pad(values, (0, int(longest) - values.numel()), value=fill)
+    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat(parts)
