@@ -125,6 +125,28 @@ class Toy:
         self.preprocessed = root / "preprocessed" / NAME
         self.results = root / "results"
 
+    def preprocess(self, dataset_json: dict[str, Any], plans: dict[str, Any]) -> None:
+        """Run nnU-Net's preprocessor over the labeled cases, again where ``dataset_json`` or labels have changed."""
+        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        manager = PlansManager(plans)
+        for folder in (self.raw, self.preprocessed):
+            (folder / "dataset.json").write_text(json.dumps(dataset_json), encoding="utf-8")
+        (self.preprocessed / "toyPlans.json").write_text(json.dumps(plans), encoding="utf-8")
+        shutil.rmtree(self.preprocessed / "gt_segmentations", ignore_errors=True)
+        shutil.copytree(self.raw / "labelsTr", self.preprocessed / "gt_segmentations")
+        for configuration in plans["configurations"]:
+            target = self.preprocessed / f"toyPlans_{configuration}"
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            for case in LABELED + VALIDATION + LISTED_UNLABELED:
+                images = [str(self.raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz") for channel in range(2)]
+                DefaultPreprocessor(verbose=False).run_case_save(
+                    str(target / case), images, str(self.raw / "labelsTr" / f"{case}.nii.gz"),
+                    manager, manager.get_configuration(configuration), dataset_json,
+                )  # fmt: skip
+
     def plans(self) -> dict[str, Any]:
         """A fresh copy of the plans."""
         return toy_plans()
@@ -141,9 +163,6 @@ class Toy:
 
 
 def _build(root: Path) -> None:
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     toy = Toy(root)
     for folder in (toy.raw / "imagesTr", toy.raw / "labelsTr", toy.raw / "imagesUnlabeled", toy.results):
         folder.mkdir(parents=True)
@@ -151,28 +170,11 @@ def _build(root: Path) -> None:
         write_case(toy.raw / "imagesTr", case, seed, labels=toy.raw / "labelsTr")
     for seed, case in enumerate(FOLDER_UNLABELED, 100):
         write_case(toy.raw / "imagesUnlabeled", case, seed, labels=None)
-    plans = toy_plans()
     split = {"train": list(LABELED), "val": list(VALIDATION), "unlabeled": list(LISTED_UNLABELED)}
     toy.preprocessed.mkdir(parents=True)
-    for name, content in (
-        ("toyPlans.json", plans),
-        ("dataset.json", DATASET_JSON),
-        ("dataset_fingerprint.json", {}),
-        ("splits_final.json", [split]),
-    ):
+    for name, content in (("dataset_fingerprint.json", {}), ("splits_final.json", [split])):
         (toy.preprocessed / name).write_text(json.dumps(content), encoding="utf-8")
-    (toy.raw / "dataset.json").write_text(json.dumps(DATASET_JSON), encoding="utf-8")
-    shutil.copytree(toy.raw / "labelsTr", toy.preprocessed / "gt_segmentations")
-    manager = PlansManager(plans)
-    for configuration in plans["configurations"]:
-        target = toy.preprocessed / f"toyPlans_{configuration}"
-        target.mkdir()
-        for case in LABELED + VALIDATION + LISTED_UNLABELED:
-            images = [str(toy.raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz") for channel in range(2)]
-            DefaultPreprocessor(verbose=False).run_case_save(
-                str(target / case), images, str(toy.raw / "labelsTr" / f"{case}.nii.gz"),
-                manager, manager.get_configuration(configuration), DATASET_JSON,
-            )  # fmt: skip
+    toy.preprocess(DATASET_JSON, toy_plans())
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,226 @@
+"""What nnU-Net trains, trained here: label kinds, inputs, architectures, ways of running."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import TERM_LOG_FILE
+from nnunet_dualcl.networks import PREFIX_B
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
+FULL = {"rampup_fraction": 0.0, "verification_on": "both", "verification_weight": 0.5, "unreliable_fraction_end": 0.2}
+CLASSES = {"background": 0, "left": 1, "right": 2}
+REGIONS = {"background": 0, "whole": [1, 2], "right": 2}
+LABEL_KINDS = {
+    "classes": {"labels": CLASSES},
+    "ignore": {"labels": {**CLASSES, "ignore": 3}},
+    "regions": {"labels": REGIONS, "regions_class_order": [1, 2]},
+    "regions_ignore": {"labels": {**REGIONS, "ignore": 3}, "regions_class_order": [1, 2]},
+}
+
+
+def with_labels(toy: Any, kind: str) -> dict[str, Any]:
+    """Prepare the toy for labels of a kind; with an ignore label, half of each scan is not annotated."""
+    dataset_json = {**json.loads((toy.raw / "dataset.json").read_text()), **LABEL_KINDS[kind]}
+    if "ignore" in kind:
+        for file in (toy.raw / "labelsTr").iterdir():
+            image = sitk.ReadImage(str(file))
+            array = sitk.GetArrayFromImage(image)
+            array[:, : array.shape[1] // 2] = 3
+            marked = sitk.GetImageFromArray(array)
+            marked.CopyInformation(image)
+            sitk.WriteImage(marked, str(file))
+    toy.preprocess(dataset_json, toy.plans())
+    return dataset_json
+
+
+def start(toy: Any, trainer_class: Any = DualCLTrainer, **options: Any) -> Any:
+    trainer = toy.trainer(trainer_class, **options)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def terms_of(trainer: Any) -> list[dict[str, float]]:
+    rows = csv.DictReader((Path(trainer.output_folder) / TERM_LOG_FILE).open())
+    return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def train(trainer: Any) -> dict[str, float]:
+    """Train to the end and return the last epoch's terms, all finite and those that must be there above 0."""
+    trainer.run_training()
+    *_, last = terms_of(trainer)
+    assert np.isfinite(list(last.values())).all()
+    for term in ("supervised_a", "supervised_b", "verification", "pseudo_label", "contrastive"):
+        assert last[term] > 0, term
+    return last
+
+
+@pytest.mark.parametrize(
+    ("kind", "configuration"), [*((kind, "3d_fullres") for kind in LABEL_KINDS), ("regions_ignore", "2d")]
+)
+def test_labels_of_every_kind_train(toy: Any, configure: Any, kind: str, configuration: str) -> None:
+    configure(**{**SHORT, **FULL})
+    dataset_json = with_labels(toy, kind)
+    trainer = toy.trainer(DualCLTrainer, configuration, dataset_json=dataset_json)
+    train(trainer)
+    problems = trainer.loss.problems
+    assert (problems.regions, problems.has_ignore) == ("regions" in kind, "ignore" in kind)
+    if kind != "regions_ignore":
+        return
+    trainer.perform_actual_validation()
+    (written,) = (Path(trainer.output_folder) / "validation").glob("*.nii.gz")
+    assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(written))))) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["ignore", "regions_ignore"])
+def test_partly_annotated_cases_need_no_unlabeled_ones(toy: Any, configure: Any, kind: str) -> None:
+    configure(**{**SHORT, **FULL})
+    dataset_json = with_labels(toy, kind)
+    splits = json.loads((toy.preprocessed / "splits_final.json").read_text())
+    del splits[0]["unlabeled"]
+    (toy.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    for file in (toy.raw / "imagesUnlabeled").iterdir():
+        file.unlink()
+    trainer = toy.trainer(DualCLTrainer, dataset_json=dataset_json)
+    train(trainer)
+    assert "unlabeled_data" not in next(trainer.dataloader_train)
+
+
+def test_pasted_voxels_without_truth_carry_the_teachers_label(toy: Any, configure: Any) -> None:
+    configure(**{**SHORT, **FULL}, mixing_fraction=1.0)  # one patch is its labeled partner, all over
+    trainer = start(toy, dataset_json=with_labels(toy, "ignore"))
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    truth = trainer.loss.problems.truth(batch["target"][0])
+    taught, taught_labeled = trainer.loss.taught, trainer.loss.taught_labeled
+    unknown = truth < 0
+    assert unknown.any()
+    whole = [index for index in range(2) if torch.equal(taught.labels[index][~unknown[index]],
+                                                        truth[index][~unknown[index]])]  # fmt: skip
+    assert len(whole) == 1
+    (index,) = whole
+    assert torch.equal(taught.labels[index][unknown[index]], taught_labeled.labels[index][unknown[index]])
+    assert torch.equal(taught.reliable[index], ~unknown[index] | taught_labeled.reliable[index])
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("kind", ["classes", "regions_ignore"])
+@pytest.mark.parametrize("option", ["low_memory", "decoder_checkpointing"])
+@pytest.mark.parametrize("source", ["teacher", "winner"])
+def test_memory_options_take_the_same_step(toy: Any, configure: Any, kind: str, option: str, source: str) -> None:
+    dataset_json = with_labels(toy, kind)
+    mixing = "none" if source == "winner" else "copy_paste"
+    results = []
+    for enabled in (False, True):
+        configure(**{**SHORT, **FULL}, pseudo_label_source=source, mixing=mixing, **{option: enabled})
+        trainer = start(toy, dataset_json=dataset_json)
+        losses = []
+        for _ in range(3):
+            torch.manual_seed(1)  # the same sampled voxels, whatever else draws
+            losses.append(trainer.train_step(next(trainer.dataloader_train)))
+        results.append((trainer, losses))
+    (joint, expected), (other, found) = results
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+    for (name, ours), theirs in zip(other.network.named_parameters(), joint.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_low_memory_runs_one_half_at_a_time(toy: Any, configure: Any) -> None:
+    configure(**SHORT, low_memory=True)
+    trainer = start(toy)
+    sizes: list[int] = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    trainer.train_step(next(trainer.dataloader_train))
+    assert sizes == [2, 2]
+    assert "zero_grad" not in vars(trainer.optimizer)
+
+
+def test_half_of_the_plans_batch_is_unlabeled_on_demand(toy: Any, configure: Any) -> None:
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"]["batch_size"] = 5
+    configure(**SHORT, split_batch=True)
+    batch = next(start(toy, plans=plans).dataloader_train)
+    assert (len(batch["data"]), len(batch["unlabeled_data"])) == (3, 2)
+    plans["configurations"]["3d_fullres"]["batch_size"] = 1
+    with pytest.raises(DualCLError, match=r"split_batch: true needs a batch of at least 2.*low_memory: true"):
+        toy.trainer(DualCLTrainer, plans=plans).initialize()
+
+
+# ---- architectures, and weights of other trainings
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_residual_encoders_train(toy: Any, configure: Any, architecture: Any, configuration: str) -> None:
+    configure(**{**SHORT, **FULL})
+    plans = toy.plans()
+    dimension = 2 if configuration == "2d" else 3
+    plans["configurations"][configuration]["architecture"] = architecture(dimension, residual=True)
+    train(toy.trainer(DualCLTrainer, configuration, plans=plans))
+
+
+@pytest.mark.parametrize("trainer_class", [DualCLTrainer, DualCLTwoNetTrainer])
+@pytest.mark.parametrize("residual", [False, True])
+def test_pretrained_stock_weights_fill_encoder_and_decoder_a(
+    toy: Any, configure: Any, architecture: Any, tmp_path: Path, trainer_class: Any, residual: bool
+) -> None:
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"]["architecture"] = architecture(3, residual=residual)
+    torch.manual_seed(11)
+    stock = toy.trainer(nnUNetTrainer, plans=plans)
+    stock.initialize()
+    path = tmp_path / "pretrained.pth"
+    stock.save_checkpoint(str(path))
+    configure(**SHORT)
+    trainer = toy.trainer(trainer_class, plans=plans)
+    trainer.initialize()
+    fresh = {name: value.clone() for name, value in trainer.network.state_dict().items() if torch.is_tensor(value)}
+    maybe_load_checkpoint(trainer, False, False, str(path))
+    loaded = trainer.network.state_dict()
+    for name, value in stock.network.state_dict().items():
+        source = fresh[name] if ".seg_layers." in name else value
+        assert torch.equal(loaded[name], source), name
+    for name, value in fresh.items():
+        if name.startswith(PREFIX_B):
+            assert torch.equal(loaded[name], value), name
+    trainer.on_train_start()
+    for name, value in trainer.teacher.network.named_parameters():
+        assert torch.equal(value, loaded[name]), name
+
+
+@pytest.mark.parametrize("option", [{}, {"decoder_checkpointing": True}, {"low_memory": True}])
+def test_a_compiled_network_takes_the_same_step(toy: Any, configure: Any, option: dict[str, bool]) -> None:
+    results = []
+    for compiled in (False, True):
+        configure(**SHORT, **option)
+        trainer = start(toy)
+        if compiled:  # the graph that torch.compile captures, without the code generator that a GPU would use
+            torch._dynamo.reset()
+            trainer.network = torch.compile(trainer.network, backend="aot_eager")
+        for _ in range(2):
+            torch.manual_seed(1)
+            trainer.train_step(next(trainer.dataloader_train))
+        results.append(weights(trainer.dual_network))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
