@@ -1,0 +1,151 @@
+"""Two processes that train together, on the CPU: nnU-Net's own distributed training needs two GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
+import pytest
+import torch
+from conftest import Toy
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_dualcl.losses import shared_between_ranks
+from nnunet_dualcl.losses._numerics import masked_mean
+from nnunet_dualcl.losses._ranks import gathered
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+from nnunet_dualcl.training import objective
+
+RANKS, STEPS = 2, 5
+COMMON = {
+    "num_epochs": 1,
+    "num_iterations_per_epoch": STEPS,
+    "num_val_iterations_per_epoch": 1,
+    "rampup_fraction": 0.0,
+    "verification_on": "both",
+    "verification_weight": 0.5,
+    "unreliable_fraction_end": 0.2,
+    "mixing": "none",
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "teacher": {},
+    "winner": {"pseudo_label_source": "winner", "reliability": "global"},
+    "low_memory": {"low_memory": True},
+}
+
+
+class OnTheCPU(DistributedDataParallel):
+    """nnU-Net passes the number of a GPU."""
+
+    def __init__(self, network: torch.nn.Module, device_ids: list[int]) -> None:
+        super().__init__(network)
+
+
+def plans(toy: Toy) -> dict[str, Any]:
+    found = toy.plans()
+    found["configurations"]["3d_fullres"].update(batch_size=2 * RANKS, batch_dice=True)
+    return found
+
+
+def every_voxel(volume: torch.Tensor, _: int) -> torch.Tensor:
+    """Ranks draw voxels of their own, which no single process could repeat."""
+    return torch.arange(volume[0, 0].numel())
+
+
+def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=RANKS)
+    nnunet_module.DDP = OnTheCPU
+    objective.draw_voxels = every_voxel
+    toy = Toy(root)
+    for form, configuration in configurations.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DUALCL_CONFIG", configuration)
+            trainer = toy.trainer(DualCLTrainer, plans=plans(toy))
+        trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        before = {name: value.clone() for name, value in trainer.dual_network.named_parameters()}
+        batches = [next(trainer.dataloader_train) for _ in range(STEPS)]
+        losses = [float(trainer.train_step(batch)["loss"]) for batch in batches]
+        torch.save(
+            {
+                "before": before,
+                "batches": batches,
+                "losses": losses,
+                "after": dict(trainer.dual_network.named_parameters()),
+                "teacher": {} if trainer.teacher is None else trainer.teacher.state_dict(),
+                "prototypes": trainer.loss.prototypes,
+                "present": trainer.loss.present,
+            },
+            root / f"{form}_{rank}.pt",
+        )
+    torch.save(statistics(rank), root / f"statistics_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def statistics(rank: int) -> dict[str, torch.Tensor]:
+    """A mean over unequal masks and a sample of unequal length."""
+    values = torch.arange(4.0, requires_grad=True)
+    mask = torch.arange(4) >= 3 * rank
+    with shared_between_ranks():
+        mean = masked_mean(values + 10 * rank, mask)
+        sample = gathered(torch.full((2 + rank,), float(rank)), fill=-1)
+    mean.backward()
+    return {"mean": mean.detach(), "gradient": values.grad, "sample": sample}
+
+
+def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batches of all ranks as one."""
+    joint: dict[str, Any] = {}
+    for name in batches[0]:
+        parts = [batch[name] for batch in batches]
+        if name == "target":
+            joint[name] = [torch.cat(levels) for levels in zip(*parts, strict=True)]
+        else:
+            joint[name] = torch.cat(parts) if torch.is_tensor(parts[0]) else [key for part in parts for key in part]
+    return joint
+
+
+def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
+    toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configurations = {}
+    for form, changes in FORMS.items():
+        path = configure(**COMMON, **changes)
+        configurations[form] = str(path.rename(path.with_name(f"{form}.yaml")))
+    multiprocessing.spawn(run_rank, (toy.root, configurations), nprocs=RANKS)
+    monkeypatch.setattr(objective, "draw_voxels", every_voxel)
+    for form, configuration in configurations.items():
+        ranks = [torch.load(toy.root / f"{form}_{rank}.pt", weights_only=False) for rank in range(RANKS)]
+        assert not torch.equal(ranks[0]["batches"][0]["data"], ranks[1]["batches"][0]["data"])
+        for part in ("before", "after", "teacher"):
+            for name, value in ranks[0][part].items():
+                if torch.is_tensor(value):
+                    assert torch.equal(value, ranks[1][part][name]), (form, part, name)
+        assert torch.equal(ranks[0]["prototypes"], ranks[1]["prototypes"])
+        assert ranks[0]["present"].any()
+        monkeypatch.setenv("DUALCL_CONFIG", configuration)
+        single = toy.trainer(DualCLTrainer, plans=plans(toy))
+        single.on_train_start()
+        single.on_epoch_start()
+        single.on_train_epoch_start()
+        assert single.batch_size == 2 * len(ranks[0]["batches"][0]["data"])
+        single.dual_network.load_state_dict(ranks[0]["before"], strict=False)
+        for step, parts in enumerate(zip(*(rank["batches"] for rank in ranks), strict=True)):
+            loss = single.train_step(joined(list(parts)))["loss"]
+            mean = sum(rank["losses"][step] for rank in ranks) / RANKS
+            assert mean == pytest.approx(float(loss), rel=1e-3), (form, step)
+        for name, value in single.dual_network.named_parameters():
+            moved = (value - ranks[0]["before"][name]).abs().max()
+            difference = (value - ranks[0]["after"][name]).abs().max()
+            assert difference <= 0.01 * moved + 1e-5, (form, name)
+        torch.testing.assert_close(single.loss.prototypes, ranks[0]["prototypes"], rtol=1e-3, atol=1e-4)
+    unequal = [torch.load(toy.root / f"statistics_{rank}.pt") for rank in range(RANKS)]
+    assert torch.stack([rank["mean"] for rank in unequal]).mean() == pytest.approx((0 + 1 + 2 + 3 + 13) / 5)
+    assert torch.equal(unequal[0]["gradient"], torch.full((4,), 0.4))  # the mean over ranks is 1 / 5
+    for rank in unequal:
+        assert rank["sample"].tolist() == [0, 0, -1, 1, 1, 1]
