@@ -141,9 +141,9 @@ class Toy:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             for case in LABELED + VALIDATION + LISTED_UNLABELED:
-                images = [str(self.raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz") for channel in range(2)]
+                images = sorted(str(file) for file in (self.raw / "imagesTr").glob(f"{case}_*"))
                 DefaultPreprocessor(verbose=False).run_case_save(
-                    str(target / case), images, str(self.raw / "labelsTr" / f"{case}.nii.gz"),
+                    str(target / case), images, str(self.raw / "labelsTr" / f"{case}{dataset_json['file_ending']}"),
                     manager, manager.get_configuration(configuration), dataset_json,
                 )  # fmt: skip
 

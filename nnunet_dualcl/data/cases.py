@@ -109,7 +109,9 @@ def unlabeled_case_images(
         )
     cases = {**{case: training[case] for case in listed if case in training}, **own_folder}
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    expected = [f"_{channel:04d}{dataset_json['file_ending']}" for channel in range(len(channels))]
+    # where each labeled case is a single file, that file holds all channels: color images
+    in_one_file = bool(training) and all(len(files) == 1 for files in training.values())
+    expected = [f"_{file:04d}{dataset_json['file_ending']}" for file in range(1 if in_one_file else len(channels))]
     wrong = [
         f"{case} ({', '.join(path.name for path in files)} in {files[0].parent})"
         for case, files in sorted(cases.items())

@@ -157,6 +157,16 @@ def test_a_wrong_channel_number_is_not_taken_for_another(raw: Path) -> None:
         unlabeled_case_images(raw, TWO_CHANNELS, [])
 
 
+def test_color_images_hold_their_channels_in_one_file(tmp_path: Path) -> None:
+    colors = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    touch(tmp_path / "imagesTr", ["a_0000.png", "b_0000.png"])
+    touch(tmp_path / "imagesUnlabeled", ["x_0000.png"])
+    assert list(unlabeled_case_images(tmp_path, colors, ["b"])) == ["b", "x"]
+    touch(tmp_path / "imagesUnlabeled", ["x_0001.png"])
+    with pytest.raises(DualCLError, match=r"x_0001\.png in .*expected files end in _0000\.png\."):
+        unlabeled_case_images(tmp_path, colors, ["b"])
+
+
 @pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD"])
 def test_an_image_that_would_be_passed_over_is_refused(raw: Path, name: str) -> None:
     touch(raw / "imagesUnlabeled", [name, "._hidden.nii.gz", "notes.txt"])

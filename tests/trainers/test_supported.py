@@ -122,6 +122,54 @@ def test_pasted_voxels_without_truth_carry_the_teachers_label(toy: Any, configur
     assert torch.equal(taught.reliable[index], ~unknown[index] | taught_labeled.reliable[index])
 
 
+# ---- inputs
+
+
+def test_color_images(toy: Any, configure: Any) -> None:
+    """Natural images: three channels in one PNG, two axes, no spacing."""
+    plans = toy.plans()
+    plans["image_reader_writer"] = "NaturalImage2DIO"
+    intensities = plans["foreground_intensity_properties_per_channel"]
+    intensities["2"] = intensities["1"]
+    plans["configurations"].pop("3d_fullres")
+    flat = plans["configurations"]["2d"]
+    flat.update(spacing=[1.0, 1.0], normalization_schemes=["RGBTo01Normalization"] * 3, use_mask_for_norm=[False] * 3)
+    dataset_json = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": CLASSES, "file_ending": ".png"}
+    for folder in ("imagesTr", "labelsTr", "imagesUnlabeled"):
+        for file in sorted((toy.raw / folder).glob("*.nii.gz")):
+            image = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+            middle = image[image.shape[0] // 2]
+            file.unlink()
+            if file.name.endswith("_0001.nii.gz"):
+                continue
+            color = middle.astype(np.uint8) if folder == "labelsTr" else np.stack([30 * middle.clip(0, 8)] * 3, -1)
+            sitk.WriteImage(
+                sitk.GetImageFromArray(color.astype(np.uint8), isVector=color.ndim == 3),
+                str(file).replace(".nii.gz", ".png"),
+            )
+    toy.preprocess(dataset_json, plans)
+    configure(**{**SHORT, **FULL})
+    trainer = toy.trainer(DualCLTrainer, "2d", plans=plans, dataset_json=dataset_json)
+    train(trainer)
+    assert next(trainer.dataloader_train)["unlabeled_data"].shape == (2, 3, 12, 16)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("patch_size", [[6, 12, 16], [16, 32, 32]])
+def test_cases_smaller_than_the_patch_and_masked_normalization(
+    toy: Any, configure: Any, patch_size: list[int], masked: bool
+) -> None:
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"].update(patch_size=patch_size, use_mask_for_norm=[masked, False])
+    toy.preprocess(json.loads((toy.raw / "dataset.json").read_text()), plans)
+    configure(**{**SHORT, **FULL})
+    trainer = toy.trainer(DualCLTrainer, plans=plans)
+    train(trainer)
+    batch = next(trainer.dataloader_train)
+    for name in ("data", "unlabeled_data", "unlabeled_weak"):
+        assert list(batch[name].shape) == [2, 2, *patch_size]
+
+
 # ---- memory
 
 
