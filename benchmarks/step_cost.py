@@ -1,4 +1,5 @@
-"""A DualCL step against two stock nnU-Net steps (as many samples) and against the bare dual-decoder network.
+"""A DualCL step against two stock nnU-Net steps (as many samples) and against the bare dual-decoder network, and what
+its options for less memory save and cost.
 
     python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [-o FILE]
 
@@ -11,13 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import io
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,78 +23,20 @@ from typing import Any
 
 import torch
 from _common import write
+from _trainers import BATCH, build, nnunet_folder
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
-NAME = "Dataset999_StepCost"
-BATCH = 2
-
-
-def plans(patch: list[int], features: list[int]) -> dict[str, Any]:
-    """Plans with just what a trainer reads to build network and loss."""
-    stages = len(features)
-    return {
-        "dataset_name": NAME,
-        "plans_name": "p",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {
-            "3d_fullres": {
-                "data_identifier": "p",
-                "preprocessor_name": "DefaultPreprocessor",
-                "batch_size": BATCH,
-                "patch_size": patch,
-                "spacing": [1.0, 1.0, 1.0],
-                "normalization_schemes": ["ZScoreNormalization"],
-                "use_mask_for_norm": [False],
-                "batch_dice": False,
-                "architecture": {
-                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-                    "arch_kwargs": {
-                        "n_stages": stages,
-                        "features_per_stage": features,
-                        "conv_op": "torch.nn.modules.conv.Conv3d",
-                        "kernel_sizes": [[3, 3, 3]] * stages,
-                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-                        "n_conv_per_stage": [2] * stages,
-                        "n_conv_per_stage_decoder": [2] * (stages - 1),
-                        "conv_bias": True,
-                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                        "dropout_op": None,
-                        "dropout_op_kwargs": None,
-                        "nonlin": "torch.nn.LeakyReLU",
-                        "nonlin_kwargs": {"inplace": True},
-                    },
-                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-                },
-            }
-        },
-        "continue_training": False,
-    }
-
-
-def build(trainer_class: Any, arguments: argparse.Namespace) -> Any:
-    """An initialized trainer; nnU-Net's announcements are swallowed."""
-    dataset_json = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, **{f"label_{index}": index for index in range(1, arguments.classes)}},
-        "file_ending": ".nii.gz",
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = trainer_class(
-            plans(arguments.patch, arguments.features), "3d_fullres", 0, dataset_json, torch.device(arguments.device)
-        )
-        trainer.initialize()
-    trainer.network.train()
-    trainer._iteration = 0
-    return trainer
+OPTIONS = {
+    "dualcl": {},
+    "low_memory": {"low_memory": True},
+    "decoder_checkpointing": {"decoder_checkpointing": True},
+    "both_options": {"low_memory": True, "decoder_checkpointing": True},
+}
+"""Variant -> configuration."""
 
 
 def batch(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -154,14 +94,19 @@ def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str
     sample = batch(arguments)
     both = torch.cat((sample["data"], sample["unlabeled_data"]))
     steps: dict[str, Callable[[], object]] = {}
-    if only in (None, "stock", "two_stock_steps"):
+    if only in (None, "stock_step", "two_stock_steps"):
         stock = build(nnUNetTrainer, arguments)
+        steps["stock_step"] = lambda: stock.train_step(dict(sample))
         steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
-    if only in (None, "bare_network", "network_and_teacher", "dualcl"):
-        dual = build(DualCLTrainer, arguments)
-        steps["bare_network"] = lambda: bare_step(dual, both)
-        steps["network_and_teacher"] = lambda: (teach(dual, sample), bare_step(dual, both))
-        steps["dualcl"] = lambda: dual.train_step(dict(sample))
+    if only in (None, "bare_network", "bare_half", "network_and_teacher"):
+        bare = build(DualCLTrainer, arguments)
+        steps["bare_half"] = lambda: bare_step(bare, sample["data"])
+        steps["bare_network"] = lambda: bare_step(bare, both)
+        steps["network_and_teacher"] = lambda: (teach(bare, sample), bare_step(bare, both))
+    for name, config in OPTIONS.items():
+        if only in (None, name):
+            trainer = build(DualCLTrainer, arguments, **config)
+            steps[name] = lambda trainer=trainer: trainer.train_step(dict(sample))
     return steps if only is None else {only: steps[only]}
 
 
@@ -184,7 +129,8 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
             step()
     rounds = [{name: timed(step, arguments.device) for name, step in steps.items()} for _ in range(arguments.rounds)]
     ratios = {
-        f"dualcl / {other}": statistics.median(row["dualcl"] / row[other] for row in rounds)
+        f"{name} / {other}": statistics.median(row[name] / row[other] for row in rounds)
+        for name in OPTIONS
         for other in ("two_stock_steps", "bare_network", "network_and_teacher")
     }
     return {"seconds": {name: statistics.median(row[name] for row in rounds) for name in steps}, "ratios": ratios}
@@ -222,25 +168,23 @@ def main() -> None:
     parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = DualCLConfig()
-    with tempfile.TemporaryDirectory() as folder:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            os.environ[variable] = folder
-        os.environ.pop("DUALCL_CONFIG", None)
-        preprocessed = Path(folder) / NAME / "p"
-        preprocessed.mkdir(parents=True)
-        (preprocessed / "case.b2nd").touch()  # nnU-Net infers the dataset class from file endings
+    with nnunet_folder():
         if arguments.memory_of:
             print(json.dumps({"peak": peak_memory(arguments, arguments.memory_of)}))
             return
         result = measure_times(arguments)
     memory = {}
-    for variant in ("two_stock_steps", "bare_network", "dualcl"):
+    for variant in ("stock_step", "two_stock_steps", "bare_half", "bare_network", *OPTIONS):
         command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", variant]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         memory[variant] = json.loads(done.stdout.splitlines()[-1])["peak"]
     result["peak_memory_mib"] = memory
     result["ratios"].update(
-        {f"memory dualcl / {other}": memory["dualcl"] / memory[other] for other in ("two_stock_steps", "bare_network")}
+        {
+            f"memory {name} / {other}": memory[name] / memory[other]
+            for name in OPTIONS
+            for other in ("stock_step", "two_stock_steps", "bare_half", "bare_network")
+        }
     )
     setting = {key: value for key, value in vars(arguments).items() if key not in ("o", "memory_of")}
     write(arguments.o, {**result, "setting": {**setting, "config": config.to_mapping()}})
