@@ -4,7 +4,7 @@ its options for less memory save and cost.
     python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [-o FILE]
 
 The variants take turns in each round, and ratios are taken within a round, so slow phases of a shared machine hit all
-of them. Peak memory is measured in a process of its own for each variant.
+of them. Peak memory is what torch allocates, not what the process occupies.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
+import itertools
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch
 from _common import write
 from _trainers import BATCH, build, nnunet_folder
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.profiler import ProfilerActivity, profile
 
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.networks import DualOutput
@@ -137,7 +136,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_memory(arguments: argparse.Namespace, variant: str) -> float:
-    """MiB above what was in use before the first step; the optimizer's state counts."""
+    """MiB that two steps allocate at most beyond what was there before them: activations, gradients, optimizer state."""
     step = variants(arguments, variant)[variant]
     gc.collect()
     if arguments.device == "cuda":
@@ -145,15 +144,12 @@ def peak_memory(arguments: argparse.Namespace, variant: str) -> float:
         before = torch.cuda.memory_allocated() / 2**20
         step(), step()
         return torch.cuda.max_memory_allocated() / 2**20 - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is in use now
-    before = _resident("VmRSS")
-    step(), step()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+    # every allocation of torch, in order: what the process occupies also depends on the allocator of the system
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step(), step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes)) / 2**20
 
 
 def main() -> None:
@@ -165,19 +161,12 @@ def main() -> None:
     parser.add_argument("--features", type=int, nargs="+", default=[12, 24, 48])
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
-    parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = DualCLConfig()
     with nnunet_folder():
-        if arguments.memory_of:
-            print(json.dumps({"peak": peak_memory(arguments, arguments.memory_of)}))
-            return
         result = measure_times(arguments)
-    memory = {}
-    for variant in ("stock_step", "two_stock_steps", "bare_half", "bare_network", *OPTIONS):
-        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", variant]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        memory[variant] = json.loads(done.stdout.splitlines()[-1])["peak"]
+        names = ("stock_step", "two_stock_steps", "bare_half", "bare_network", *OPTIONS)
+        memory = {variant: peak_memory(arguments, variant) for variant in names}
     result["peak_memory_mib"] = memory
     result["ratios"].update(
         {
@@ -186,7 +175,7 @@ def main() -> None:
             for other in ("stock_step", "two_stock_steps", "bare_half", "bare_network")
         }
     )
-    setting = {key: value for key, value in vars(arguments).items() if key not in ("o", "memory_of")}
+    setting = {key: value for key, value in vars(arguments).items() if key != "o"}
     write(arguments.o, {**result, "setting": {**setting, "config": config.to_mapping()}})
 
 

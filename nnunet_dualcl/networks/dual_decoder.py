@@ -173,8 +173,8 @@ def _keep_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
 
 def _decode(decoder: nn.Module, skips: list[torch.Tensor]) -> tuple[Any, torch.Tensor]:
     """Run nnU-Net's decoder as it is; also hand out what its last segmentation layer read."""
-    logits = decoder(skips)
     layer = _last_layer(decoder)
-    features = cast(torch.Tensor, layer.seen_features)
-    layer.seen_features = None  # type: ignore[assignment]  # keep no graph alive, and stay copyable
-    return logits, features
+    try:
+        return decoder(skips), cast(torch.Tensor, layer.seen_features)
+    finally:  # also where checkpointing stops a second computation halfway: keep no graph alive, and stay copyable
+        layer.seen_features = None  # type: ignore[assignment]
