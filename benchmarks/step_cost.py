@@ -136,7 +136,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_memory(arguments: argparse.Namespace, variant: str) -> float:
-    """MiB that two steps allocate at most beyond what was there before them: activations, gradients, optimizer state."""
+    """MiB that two steps allocate beyond what was there before: activations, gradients, optimizer state."""
     step = variants(arguments, variant)[variant]
     gc.collect()
     if arguments.device == "cuda":
