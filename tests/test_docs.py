@@ -157,6 +157,22 @@ def test_the_reference_lists_every_field_with_its_default() -> None:
             assert set(in_backticks(rows[field.name][2])) == set(get_args(hints[field.name])), field.name
 
 
+def test_every_supported_feature_has_its_test_and_every_refusal_its_message() -> None:
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nnunet_dualcl").rglob("*.py"))
+    rows = table("docs/reference/support.md")
+    assert len(rows) > 20
+    for feature, state, test in rows:
+        if state.startswith("refused"):
+            (message,) = in_backticks(state)
+            assert message in code, feature
+        else:
+            assert state.startswith(("supported", "noticed", "shown", "meant")), feature
+        assert in_backticks(test) or state.startswith("meant") or test == "every test", feature
+        for name in in_backticks(test):
+            file, function = name.split("::")
+            assert f"\ndef {function}(" in read(f"tests/{file}"), feature
+
+
 def test_the_overridden_methods_are_listed() -> None:
     listed = [name for row in table("docs/extension_points.md") for name in in_backticks(row[0])]
     overridden = {name for name, value in vars(DualCLTrainer).items()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
@@ -143,3 +144,6 @@ def test_traces_without_graph_break(architecture: Any) -> None:
 def test_network_without_unet_decoder_is_refused() -> None:
     with pytest.raises(DualCLError, match=r"Sequential has no U-Net decoder.*PlainConvUNet"):
         DualDecoderUNet(nn.Sequential(nn.Conv3d(1, 2, 1)))
+    transformer = Primus(1, 108, (8, 8, 8), 3, eva_depth=1, eva_numheads=6, input_shape=(16, 16, 16))
+    with pytest.raises(DualCLError, match=r"Primus has no U-Net decoder.*PlainConvUNet"):
+        DualDecoderUNet(transformer)
