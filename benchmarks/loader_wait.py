@@ -1,0 +1,117 @@
+"""How long a training step waits for its batch: DualCL's paired loader against stock nnU-Net's, same workers.
+
+    python benchmarks/loader_wait.py [--workers 1 2] [--steps 40] [--rounds 3] [-device cpu|cuda] [-o FILE]
+
+Both trainers run their own steps on phantoms, taking turns in each round; the clock runs while a step waits for its
+next batch. Workers are filled up before it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import write
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+from nnunet_dualcl.training.environment import variable
+
+DATASET_ID = 997
+PLANS = "waiting"
+
+
+def prepare(patch: list[int], features: list[int]) -> Path:
+    """Phantoms, planned and preprocessed; returns the preprocessed dataset's folder."""
+    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    from nnunet_dualcl.small_plans import write_small_plans
+
+    raw = write_phantom_dataset(
+        Path(os.environ["nnUNet_raw"]), dataset_id=DATASET_ID, labeled=6, validation=0, unlabeled=6, test=0,
+        size_zyx=(48, 72, 48),
+    )  # fmt: skip
+    extract_fingerprints([DATASET_ID], num_processes=1, show_progress_bar=False)
+    plan_experiments([DATASET_ID])
+    folder = Path(os.environ["nnUNet_preprocessed"]) / raw.name
+    write_small_plans(folder, "nnUNetPlans", PLANS, patch_size=tuple(patch), features=tuple(features))
+    preprocess([DATASET_ID], PLANS, ["3d_fullres"], [1], show_progress_bar=False)
+    return folder
+
+
+def wait(trainer_class: Any, folder: Path, workers: int, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Seconds a step waits for its batch, and seconds a step takes without that."""
+    plans = json.loads((folder / f"{PLANS}.json").read_text(encoding="utf-8"))
+    plans["continue_training"] = False
+    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    with variable("nnUNet_n_proc_DA", str(workers)), contextlib.redirect_stdout(io.StringIO()):
+        trainer = trainer_class(plans, "3d_fullres", "all", dataset_json, torch.device(arguments.device))
+        trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    try:
+        for _ in range(3):
+            trainer.train_step(next(trainer.dataloader_train))
+        waited = worked = 0.0
+        for _ in range(arguments.steps):
+            started = time.perf_counter()
+            batch = next(trainer.dataloader_train)
+            arrived = time.perf_counter()
+            trainer.train_step(batch)  # nnU-Net reads the loss back, so the device has finished
+            waited += arrived - started
+            worked += time.perf_counter() - arrived
+    finally:
+        for augmenter in (trainer.dataloader_train, trainer.dataloader_val):
+            augmenter._finish()
+    return waited / arguments.steps, worked / arguments.steps
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patch", type=int, nargs=3, default=[32, 48, 32])
+    parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("-o", type=Path, default=None, metavar="FILE")
+    arguments = parser.parse_args()
+    trainers = {"stock": nnUNetTrainer, "dualcl": DualCLTrainer}
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            os.environ[name] = str(Path(place) / name)
+            Path(os.environ[name]).mkdir()
+        os.environ.pop("DUALCL_CONFIG", None)
+        with contextlib.redirect_stdout(io.StringIO()):
+            folder = prepare(arguments.patch, arguments.features)
+        for workers in arguments.workers:
+            rounds = [
+                {name: wait(trainer, folder, workers, arguments) for name, trainer in trainers.items()}
+                for _ in range(arguments.rounds)
+            ]
+            result[f"{workers} workers"] = {
+                name: {
+                    "waited_s": statistics.median(row[name][0] for row in rounds),
+                    "step_s": statistics.median(row[name][1] for row in rounds),
+                    "share": statistics.median(row[name][0] / sum(row[name]) for row in rounds),
+                }
+                for name in trainers
+            }
+    setting = {key: value for key, value in vars(arguments).items() if key != "o"}
+    write(arguments.o, {"waiting": result, "setting": setting})
+
+
+if __name__ == "__main__":
+    main()
