@@ -55,6 +55,8 @@ class Protocol:
     validation_cases: int
     """Of the pool, for choices."""
     draws: int = 1
+    only_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Arm -> the labeled counts at which it runs; an arm that is not named here runs at all of them."""
     seed: int = 0
     steps_per_epoch: int = 250
     configuration: str = "3d_fullres"
@@ -88,6 +90,12 @@ class Protocol:
         too_many = [arm for arm, draws in self.arms.items() if not 1 <= draws <= self.draws]
         if too_many:
             raise DualCLError(f"{', '.join(too_many)}: give between 1 and {self.draws} draws (or raise 'draws').")
+        for arm, counts in self.only_at.items():
+            if arm not in self.arms or not set(counts) <= set(self.labeled):
+                raise DualCLError(
+                    f"only_at: {arm}: {list(counts)} must be an arm of this protocol and some of its labeled counts, "
+                    f"{list(self.labeled)}."
+                )
         if self.steps % self.steps_per_epoch or self.steps < self.steps_per_epoch:
             raise DualCLError(f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}).")
         for name in self.arms:  # unknown keys show now
@@ -168,7 +176,9 @@ class Protocol:
             for draw in range(self.draws)
             for labeled in counts
             for arm, draws in self.arms.items()
-            if draw < draws and (self.arm(arm).labels == "all") == (labeled == ALL_LABELED)
+            if draw < draws
+            and (self.arm(arm).labels == "all") == (labeled == ALL_LABELED)
+            and (labeled == ALL_LABELED or labeled in self.only_at.get(arm, self.labeled))
         ]
 
     def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:

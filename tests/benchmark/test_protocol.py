@@ -60,6 +60,13 @@ def test_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Protocol.from_yaml(write(tmp_path)).arm("nothing")
 
 
+def test_an_arm_may_run_at_some_labeled_counts_alone(tmp_path: Path) -> None:
+    everywhere = Protocol.from_yaml(write(tmp_path)).jobs()
+    protocol = Protocol.from_yaml(write(tmp_path, only_at={"stock": [2]}))
+    assert protocol.jobs() == [job for job in everywhere if job.arm != "stock" or job.labeled == 2]
+    assert len(protocol.jobs()) < len(everywhere)
+
+
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
@@ -84,6 +91,8 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"steps": 300}, r"steps \(300\) must be a multiple of steps_per_epoch \(250\)"),
         ({"stepps": 5}, "unknown keys: stepps; missing keys: none"),
         ({"config": {"sed": 1}}, "the protocol's config: unknown key sed"),
+        ({"only_at": {"stock": [7]}}, r"only_at: stock: \[7\] must be an arm of this protocol and some of its labeled"),
+        ({"only_at": {"cps": [5]}}, "only_at: cps:"),
         ({"score": "train"}, "score must be test or validation, got 'train'"),
         ({"variants": {"dualcl": {"arm": "dualcl"}}}, "The variant dualcl has the name of an arm"),
         ({"variants": {"mine": {"arm": "dual"}}}, "The variant mine needs 'arm', one of stock,"),
