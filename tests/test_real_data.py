@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_dualcl.cli.main import main
@@ -55,21 +56,62 @@ def excerpt(target: Path) -> list[str]:
     return [name.removesuffix(".nii.gz") for name in names]
 
 
-def test_convert_split_train_predict_export_evaluate(nnunet_folders: Path, tmp_path: Path) -> None:
+def convert(tmp_path: Path) -> list[str]:
+    """The excerpt as an nnU-Net dataset; returns its case names, those of the test set last."""
     from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
-
-    from nnunet_dualcl.runs import dice_per_case, predict
-    from nnunet_dualcl.small_plans import write_small_plans
 
     names = excerpt(tmp_path / "Task04_Hippocampus")
     convert_msd_dataset(str(tmp_path / "Task04_Hippocampus"), num_processes=1)
-    raw, preprocessed = tmp_path / "raw" / NAME, tmp_path / "preprocessed" / NAME
+    return names
+
+
+def plan_and_preprocess(preprocessed: Path) -> None:
+    """With plans of a size for two cores."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    from nnunet_dualcl.small_plans import write_small_plans
+
     extract_fingerprints([4], num_processes=1, check_dataset_integrity=True, show_progress_bar=False)
     plan_experiments([4])
     options = {"patch_size": (24, 32, 24), "features": (12, 24, 48), "spacing_mm": (2.0, 2.0, 2.0)}
     write_small_plans(preprocessed, "nnUNetPlans", PLANS, **options)
     preprocess([4], PLANS, ["3d_fullres"], [1], show_progress_bar=False)
+
+
+def test_regions_and_unannotated_slices(nnunet_folders: Path, tmp_path: Path) -> None:
+    """The hippocampus with its posterior part inside, annotated on every other slice, and no unlabeled case."""
+    convert(tmp_path)
+    raw, preprocessed = tmp_path / "raw" / NAME, tmp_path / "preprocessed" / NAME
+    content = json.loads((raw / "dataset.json").read_text())
+    labels = {"background": 0, "hippocampus": [1, 2], "posterior": 2, "ignore": 3}
+    (raw / "dataset.json").write_text(json.dumps({**content, "labels": labels, "regions_class_order": [1, 2]}))
+    for file in (raw / "labelsTr").iterdir():
+        image = sitk.ReadImage(str(file))
+        array = sitk.GetArrayFromImage(image)
+        array[::2] = 3
+        partly = sitk.GetImageFromArray(array)
+        partly.CopyInformation(image)
+        sitk.WriteImage(partly, str(file))
+    plan_and_preprocess(preprocessed)
+    config = tmp_path / "short.yaml"
+    config.write_text("num_epochs: 2\nnum_iterations_per_epoch: 10\nnum_val_iterations_per_epoch: 2\n")
+    flags = ["4", "3d_fullres", "0", "-p", PLANS, "-device", "cpu"]
+    assert main(["train", *flags, "--config", str(config)]) == 0
+    fold = tmp_path / "results" / NAME / f"DualCLTrainer__{PLANS}__3d_fullres" / "fold_0"
+    assert "0 unlabeled cases" in next(fold.glob("training_log*.txt")).read_text()
+    first, last = csv.DictReader((fold / "dualcl_terms.csv").open())
+    assert 0 < float(last["supervised_a"]) < float(first["supervised_a"])
+    assert float(last["pseudo_label"]) > 0
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert set(summary["mean"]) == {"(1, 2)", "2"}
+
+
+def test_convert_split_train_predict_export_evaluate(nnunet_folders: Path, tmp_path: Path) -> None:
+    from nnunet_dualcl.runs import dice_per_case, predict
+
+    names = convert(tmp_path)
+    raw, preprocessed = tmp_path / "raw" / NAME, tmp_path / "preprocessed" / NAME
+    plan_and_preprocess(preprocessed)
 
     assert main(["split", "-d", "4", "--labeled", str(LABELED), "--val", str(VALIDATION), "--seed", "0"]) == 0
     split = json.loads((preprocessed / "splits_final.json").read_text())[0]
