@@ -258,11 +258,11 @@ def _batch_size(place: Place) -> int:
     """Labeled and unlabeled patches a step."""
     protocol, arm = place.protocol, place.arm
     plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
-    labeled: int = plans.get_configuration(protocol.configuration).batch_size
+    planned: int = plans.get_configuration(protocol.configuration).batch_size
     config = protocol.training_config(arm.config, draw=place.job.draw)
-    if arm.trainer == STOCK_TRAINER or not config.uses_unlabeled:
-        return labeled
-    return labeled + (config.unlabeled_batch_size or labeled)
+    if arm.trainer == STOCK_TRAINER or not config.uses_unlabeled or config.split_batch:
+        return planned
+    return planned + (config.unlabeled_batch_size or planned)
 
 
 def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
