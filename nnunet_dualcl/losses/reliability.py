@@ -69,25 +69,27 @@ def reliable_mask(
 
     stride = _sampling_stride(tuple(h.shape), max_samples)
     sample = gathered(h.flatten()[::stride], fill=math.nan)
-    counts = ~sample.isnan()
+    ranked, order = sample.sort()  # NaN come last
+    everywhere = _quantile(ranked, torch.zeros((), device=h.device), (~sample.isnan()).sum(), unreliable_fraction)
     if labels is None or num_classes is None:
-        return eligible & (h <= _row_quantiles(sample, counts.unsqueeze(0), unreliable_fraction))
-    # One row a class, and a last row of all voxels for the classes that the sample misses.
-    rows = torch.arange(num_classes + 1, device=h.device).unsqueeze(1)
-    members = (gathered(labels.flatten()[::stride], fill=-1) == rows) | (rows == num_classes)
-    members = members & counts
-    quantiles = _row_quantiles(sample, members, unreliable_fraction)
-    thresholds = torch.where(members.any(dim=1), quantiles, quantiles[-1])
+        return eligible & (h <= everywhere)
+    members = gathered(labels.flatten()[::stride], fill=num_classes).long()
+    members = torch.where(sample.isnan() | ~is_class(members, num_classes), num_classes, members)
+    # Two sorts, whatever the number of classes: by entropy, then by class, which keeps the order within each.
+    grouped, within = members[order].sort(stable=True)
+    classes = torch.arange(num_classes, device=h.device)
+    starts, ends = (torch.searchsorted(grouped, classes, right=right) for right in (False, True))
+    quantiles = _quantile(ranked[within], starts, ends - starts, unreliable_fraction)
+    thresholds = torch.where(ends > starts, quantiles, everywhere)
     return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])
 
 
-def _row_quantiles(sample: Tensor, members: Tensor, unreliable_fraction: float) -> Tensor:
-    """For each row of ``members`` (R, N), the (1 - alpha) quantile of the values (N,) that belong to it."""
-    ranked = torch.where(members, sample, math.inf).sort(dim=1).values
-    count = members.sum(dim=1, keepdim=True)
+def _quantile(ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float) -> Tensor:
+    """(1 - alpha) quantile of the ``count`` rising values that begin at ``start``; of any value where there is none."""
     # The slack keeps float32 rounding from turning alpha n = 7 into 6.9999 and hence into 6.
-    unreliable = (count * (unreliable_fraction * (1 + 1e-6))).floor().long()
-    return ranked.gather(1, (count - unreliable - 1).clamp(min=0)).squeeze(1)
+    unreliable = (count * (unreliable_fraction * (1 + 1e-6))).floor()
+    last = (start + (count - unreliable - 1).clamp(min=0)).long().clamp(max=ranked.numel() - 1)
+    return torch.take(ranked, last)
 
 
 def _sampling_stride(shape: tuple[int, ...], max_samples: int) -> int:
