@@ -126,7 +126,8 @@ def run(folder: Path, job: Job, device: str) -> None:
 
 def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    # the commit now: the source may move on while this process runs what it has imported
+    begun = {"commit": source_commit(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training}
     model, folds, checkpoints = procedure[place.arm.procedure](place)
     peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
@@ -159,7 +160,7 @@ def run_job(place: Place) -> None:
         "peak_memory_mib": round(peak_memory, 1),
         "samples_per_second": round(len(logs) * place.protocol.steps * _batch_size(place) / seconds, 3),
     }
-    write_text(place.own / JOB_FILE, json.dumps(_record(place, started, labels, cost), indent=2) + "\n")
+    write_text(place.own / JOB_FILE, json.dumps(_record(place, begun, labels, cost), indent=2) + "\n")
 
 
 Trained = tuple[Path, tuple[int, ...], list[Path]]
@@ -265,7 +266,7 @@ def _batch_size(place: Place) -> int:
     return planned + (config.unlabeled_batch_size or planned)
 
 
-def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
+def _record(place: Place, begun: dict[str, str], labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)
@@ -286,9 +287,9 @@ def _record(place: Place, started: str, labels: dict[str, int], cost: dict[str, 
         "scored": protocol.scored_role,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
-        "commit": source_commit(),
+        "commit": begun["commit"],
         "hardware": torch.cuda.get_device_name() if place.device == "cuda" else hardware,
-        "started": started,
+        "started": begun["started"],
         **cost,
         "tolerance_mm": protocol.tolerance_mm,
         "labels": labels,
