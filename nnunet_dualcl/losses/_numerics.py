@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_dualcl.losses._ranks import mean_over_ranks
 
+FEW_CLASSES = 4
+"""Up to here it costs more time than it saves memory to compute probabilities twice."""
+
 SHORTEST = 1e-6
 """Vectors at or below this length have no usable direction."""
 
@@ -54,6 +57,11 @@ def is_class(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)``, whose volumes of C probabilities are computed again in the backward pass, not kept."""
+    """``function(*tensors)``, whose volumes of C probabilities are computed again in the backward pass, not kept.
+
+    The first tensor is (B, C, *). Volumes of few classes are kept: they weigh little beside the decoders' features.
+    """
+    if tensors[0].shape[1] <= FEW_CLASSES:
+        return function(*tensors)
     result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
     return result

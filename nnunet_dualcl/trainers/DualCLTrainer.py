@@ -38,7 +38,7 @@ from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
-_JUDGE_EVERY = 10
+_JUDGE_EVERY = 25
 """Steps between two looks of the teacher at labeled patches, for the accuracy in the log."""
 
 _NNUNET_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr")
