@@ -79,15 +79,16 @@ class DualCLConfig:
     labels of their own, as nnU-Net's nnUNetTrainerNoMirroring does."""
 
     unlabeled_batch_size: int | None = None
-    """Unlabeled patches a step; null means as many as labeled ones."""
+    """Unlabeled patches a step, on each device; null means as many as labeled ones."""
     split_batch: bool = False
     """Give half of the plans' batch to unlabeled patches, so that a step is as large as stock nnU-Net's, instead of
     adding them to it."""
     low_memory: bool = False
     """Run the labeled and the unlabeled half one after the other and add up their gradients: the same step in about
-    half of the memory."""
+    half of the memory (with nnU-Net's instance normalization; batch normalization sees each half by itself)."""
     decoder_checkpointing: bool = False
-    """Compute the decoders' activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Compute the decoders' activations again in the backward pass instead of keeping them: less memory, more time.
+    torch.compile leaves the decoders out then."""
 
     second_decoder: bool = True
     """Train decoder B. Off, and without unlabeled terms, training is exactly stock nnU-Net's."""

@@ -15,7 +15,7 @@ import torch
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
-from nnunet_dualcl.networks import PREFIX_B
+from nnunet_dualcl.networks import PREFIX_B, check_layout
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 
@@ -86,6 +86,7 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
             "there is nothing to export."
         )
     weights = checkpoint["network_weights"]
+    check_layout(weights, path)
     return {
         "network_weights": {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)},
         "init_args": checkpoint["init_args"],

@@ -41,13 +41,14 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total_over_ranks(values) / dist.get_world_size() if _SHARED.get() else values
 
 
-def gathered(values: Tensor, *, fill: float) -> Tensor:
-    """The (N,) vectors of all ranks in a row, the shorter ones filled up; ``values`` where nothing is shared."""
+def gathered(values: Tensor, *, length: int, fill: float) -> Tensor:
+    """The vectors of all ranks in a row, each filled up to ``length``; ``values`` (N,) where nothing is shared.
+
+    A length that all ranks know beforehand: to ask for the longest would wait for the device.
+    """
     if not _SHARED.get():
         return values
-    longest = torch.tensor(values.numel(), device=values.device)
-    dist.all_reduce(longest, dist.ReduceOp.MAX)
-    padded = functional.pad(values, (0, int(longest) - values.numel()), value=fill)
+    padded = functional.pad(values, (0, length - values.numel()), value=fill)
     parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, padded)
     return torch.cat(parts)

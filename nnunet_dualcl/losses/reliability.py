@@ -68,12 +68,12 @@ def reliable_mask(
         return eligible
 
     stride = _sampling_stride(tuple(h.shape), max_samples)
-    sample = gathered(h.flatten()[::stride], fill=math.nan)
+    sample = gathered(h.flatten()[::stride], length=max_samples, fill=math.nan)
     ranked, order = sample.sort()  # NaN come last
     everywhere = _quantile(ranked, torch.zeros((), device=h.device), (~sample.isnan()).sum(), unreliable_fraction)
     if labels is None or num_classes is None:
         return eligible & (h <= everywhere)
-    members = gathered(labels.flatten()[::stride], fill=num_classes).long()
+    members = gathered(labels.flatten()[::stride], length=max_samples, fill=num_classes).long()
     members = torch.where(sample.isnan() | ~is_class(members, num_classes), num_classes, members)
     # Two sorts, whatever the number of classes: by entropy, then by class, which keeps the order within each.
     grouped, within = members[order].sort(stable=True)

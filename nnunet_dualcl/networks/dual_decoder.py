@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -30,6 +31,19 @@ class DualOutput(NamedTuple):
 
 PREFIX_B = "beside."
 """Beginning of the names, in a state dict, of whatever a stock network does not have."""
+
+
+def check_layout(weights: Mapping[str, Any], source: object) -> None:
+    """Refuse a state dict without branch B where this version looks for it.
+
+    Raises:
+        DualCLError: naming ``source``.
+    """
+    if not any(name.startswith(PREFIX_B) for name in weights):
+        raise DualCLError(
+            f"{source} names the weights of the second decoder as an older version of this package did. Use that "
+            "version to continue, predict with or export this training."
+        )
 
 
 class _BranchB(nn.Module):

@@ -27,7 +27,7 @@ from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE
-from nnunet_dualcl.networks import DualDecoderUNet
+from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
@@ -97,9 +97,14 @@ class DualCLTrainer(nnUNetTrainer):
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
         network.decoder_checkpointing = self.config.decoder_checkpointing
-        for part in network.parts_b():
-            part.requires_grad_(self.config.second_decoder)
         self.teacher = MovingAverageTeacher(network, self.config.teacher_decay) if self.config.uses_teacher else None
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """nnU-Net's; it comes between network and DDP, which waits for a gradient of whatever is not frozen by then."""
+        for part in self.dual_network.parts_b():
+            part.requires_grad_(self.config.second_decoder)
+        result: tuple[Any, Any] = super().configure_optimizers()
+        return result
 
     @property
     def dual_network(self) -> DualDecoderUNet:
@@ -110,7 +115,7 @@ class DualCLTrainer(nnUNetTrainer):
         return network
 
     def _build_loss(self) -> SemiSupervisedLoss:
-        return SemiSupervisedLoss(
+        loss = SemiSupervisedLoss(
             super()._build_loss(),
             self.config,
             problems=Problems(
@@ -122,25 +127,13 @@ class DualCLTrainer(nnUNetTrainer):
             batch_dice=self.configuration_manager.batch_dice,
             distributed=self.is_ddp,
         )
+        return loss.to(self.device)  # its prototypes
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """For both decoders; nnU-Net's own touches decoder A only."""
         self.dual_network.set_deep_supervision(enabled)
 
     # ---- data
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """nnU-Net's; with ``split_batch`` the unlabeled patches take half of its batch."""
-        super()._set_batch_size_and_oversample()
-        self.unlabeled_batch_size = self.config.unlabeled_batch_size or self.batch_size
-        if self.config.split_batch and self.config.uses_unlabeled:
-            if self.batch_size < 2:
-                raise DualCLError(
-                    f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
-                    f"{self.batch_size} on each device. Set split_batch: false and low_memory: true."
-                )
-            self.unlabeled_batch_size = self.batch_size // 2
-            self.batch_size -= self.unlabeled_batch_size
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """nnU-Net's, without mirror axes where the configuration says so."""
@@ -153,6 +146,9 @@ class DualCLTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders, the training one paired with unlabeled patches; workers seeded."""
+        unlabeled_batch_size = self.config.unlabeled_batch_size or self.batch_size
+        if self.config.split_batch and self.unlabeled_keys:
+            unlabeled_batch_size = self._split_batch()
         seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])
         seed_global_streams(seed)
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
@@ -162,7 +158,7 @@ class DualCLTrainer(nnUNetTrainer):
             cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
             unlabeled = build_unlabeled_loader(
-                loader, cases, self.unlabeled_batch_size, self.label_manager, two_views=two_views
+                loader, cases, unlabeled_batch_size, self.label_manager, two_views=two_views
             )
             loader = PairedLoader(loader, unlabeled)
         workers = get_allowed_n_proc_DA()
@@ -180,6 +176,20 @@ class DualCLTrainer(nnUNetTrainer):
         if workers > 0:
             next(train), next(validation)  # start the workers now, so that a fault in them shows before training
         return train, validation
+
+    def _split_batch(self) -> int:
+        """Give half of the plans' batch to unlabeled patches; returns how many."""
+        self._set_batch_size_and_oversample()  # as the plans say, however often loaders are made
+        if self.batch_size < 2:
+            raise DualCLError(
+                f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
+                f"{self.batch_size} on each device. Set split_batch: false and low_memory: true."
+            )
+        unlabeled: int = self.batch_size // 2
+        self.batch_size -= unlabeled
+        # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none: then by chance, its own option
+        self.probabilistic_oversampling = self.batch_size == 1
+        return unlabeled
 
     # ---- training
 
@@ -252,19 +262,20 @@ class DualCLTrainer(nnUNetTrainer):
         first = self._labeled_gradients(labeled, target)
         with _keeping_gradients(self.optimizer):
             result = super().train_step({"data": unlabeled, "target": []})
-        result["loss"] = result["loss"] + first
+        result["loss"] = result["loss"] + first.cpu().numpy()
         return result
 
-    def _labeled_gradients(self, labeled: torch.Tensor, target: Any) -> np.ndarray:
+    def _labeled_gradients(self, labeled: torch.Tensor, target: Any) -> torch.Tensor:
         """Forward and backward pass of the labeled half alone; its loss."""
-        target = [level.to(self.device) for level in target] if isinstance(target, list) else target.to(self.device)
+        levels = target if isinstance(target, list) else [target]
+        levels = [level.to(self.device, non_blocking=True) for level in levels]
+        target = levels if isinstance(target, list) else levels[0]
         later = self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
         with later:
             with self._autocast():
-                loss = self.loss(self.network(labeled), target)
+                loss: torch.Tensor = self.loss(self.network(labeled), target)
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
-        value: np.ndarray = loss.detach().cpu().numpy()
-        return value
+        return loss.detach()
 
     def _autocast(self) -> AbstractContextManager[object]:
         """As in nnU-Net's own step."""
@@ -374,6 +385,7 @@ class DualCLTrainer(nnUNetTrainer):
                 f"{filename_or_checkpoint} was written by {checkpoint['trainer_name']}, not by {type(self).__name__}. "
                 f"Name the trainer with -tr {checkpoint['trainer_name']}, or move this folder away to train anew."
             )
+        check_layout(checkpoint["network_weights"], filename_or_checkpoint)
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()
         different = [f"{name} {asked[name]} (stored: {kept[name]})" for name in kept if asked[name] != kept[name]]

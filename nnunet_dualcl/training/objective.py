@@ -165,10 +165,10 @@ class SemiSupervisedLoss(nn.Module):
                 logits = [_first(branch)[num_labeled:] for branch in branches]
                 embeddings = [branch[num_labeled:] for branch in features]
                 total = total + self._part(_Half(logits, embeddings, [], None, self.taught))
-                if self.distributed and num_labeled == 0:
-                    # DDP waits for a gradient of every parameter, also of the deep supervision that has no part in this
-                    levels = [level for branch in branches if isinstance(branch, list) for level in branch]
-                    total = total + torch.stack([level[:0].sum() for level in levels]).sum() if levels else total
+            if self.distributed:
+                # DDP waits for a gradient of every parameter, also of deep supervision that has no part in this
+                levels = [level for branch in branches if isinstance(branch, list) for level in branch]
+                total = torch.stack([total, *(level[:0].sum().float() for level in levels)]).sum()
             if len(self._samples) >= self.num_halves:
                 self._finish_step()
         return total

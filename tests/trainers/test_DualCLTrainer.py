@@ -20,6 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.export.stock_model import stock_checkpoint
 from nnunet_dualcl.layout import CONFIG_FILE, TERM_LOG_FILE, TERM_PICTURE_FILE
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
@@ -28,7 +29,7 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 OVERRIDDEN = {
     "__init__", "build_network_architecture", "initialize", "_build_loss", "set_deep_supervision_enabled",
     "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_dataloaders", "run_training",
-    "_set_batch_size_and_oversample", "on_train_start", "on_train_epoch_start", "train_step",
+    "configure_optimizers", "on_train_start", "on_train_epoch_start", "train_step",
     "on_train_epoch_end", "save_checkpoint", "load_checkpoint",
 }  # fmt: skip
 
@@ -294,6 +295,33 @@ def test_workers_end_with_the_training(toy: Any, configure: Any, monkeypatch: An
     with pytest.raises(error):
         trainer.run_training()
     assert multiprocessing.active_children() == []
+
+
+def test_the_objective_lies_where_the_network_does(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.device = torch.device("meta")
+    trainer.initialize()
+    assert {buffer.device.type for buffer in trainer.loss.buffers()} == {"meta"}
+
+
+def test_a_checkpoint_of_an_older_layout_is_refused(toy: Any, configure: Any, tmp_path: Path) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    path = tmp_path / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(path))
+    stored = torch.load(path, weights_only=False)
+    stored["network_weights"] = {
+        name.replace("beside.seg_layers.decoder.", "decoder_b."): value
+        for name, value in stored["network_weights"].items()
+        if not name.endswith("_extra_state")
+    }
+    torch.save(stored, path)
+    with pytest.raises(DualCLError, match=r"checkpoint_final\.pth names the weights .* as an older version"):
+        trainer.load_checkpoint(str(path))
+    with pytest.raises(DualCLError, match="as an older version"):
+        stock_checkpoint(stored, path)
 
 
 def test_cascades_and_apples_devices_are_refused(toy: Any, configure: Any) -> None:

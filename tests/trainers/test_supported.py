@@ -100,9 +100,12 @@ def test_partly_annotated_cases_need_no_unlabeled_ones(toy: Any, configure: Any,
     (toy.preprocessed / "splits_final.json").write_text(json.dumps(splits))
     for file in (toy.raw / "imagesUnlabeled").iterdir():
         file.unlink()
+    configure(**{**SHORT, **FULL}, split_batch=True)  # there is nothing to share the batch with
     trainer = toy.trainer(DualCLTrainer, dataset_json=dataset_json)
     train(trainer)
-    assert "unlabeled_data" not in next(trainer.dataloader_train)
+    batch = next(trainer.dataloader_train)
+    assert "unlabeled_data" not in batch
+    assert len(batch["data"]) == 2
 
 
 def test_pasted_voxels_without_truth_carry_the_teachers_label(toy: Any, configure: Any) -> None:
@@ -211,9 +214,13 @@ def test_half_of_the_plans_batch_is_unlabeled_on_demand(toy: Any, configure: Any
     configure(**SHORT, split_batch=True)
     batch = next(start(toy, plans=plans).dataloader_train)
     assert (len(batch["data"]), len(batch["unlabeled_data"])) == (3, 2)
+    plans["configurations"]["3d_fullres"]["batch_size"] = 2  # nnU-Net would force one of these two onto foreground
+    loader = start(toy, plans=plans).dataloader_train.data_loader.labeled
+    forced = [loader.get_do_oversample(0) for _ in range(200)]
+    assert 0.1 < np.mean(forced) < 0.6
     plans["configurations"]["3d_fullres"]["batch_size"] = 1
     with pytest.raises(DualCLError, match=r"split_batch: true needs a batch of at least 2.*low_memory: true"):
-        toy.trainer(DualCLTrainer, plans=plans).initialize()
+        toy.trainer(DualCLTrainer, plans=plans).on_train_start()
 
 
 # ---- architectures, and weights of other trainings

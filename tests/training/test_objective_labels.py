@@ -8,6 +8,7 @@ import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from nnunet_dualcl.config import DualCLConfig
@@ -16,6 +17,7 @@ from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
+from nnunet_dualcl.training.sampling import draw_voxels
 
 SHAPE, WIDTH = (4, 5, 6), 5
 DICE = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
@@ -278,3 +280,25 @@ def test_under_autocast_the_terms_are_those_of_float32(kind: str) -> None:
     for plain, cast in zip(*(gradients for _, gradients in losses), strict=True):
         assert cast.dtype == torch.float32
         torch.testing.assert_close(plain, cast, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_stays_on_the_device(kind: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that only claim to lie on a GPU: a mix of devices, or a look at a value, raises."""
+    monkeypatch.setattr("nnunet_dualcl.training.objective.draw_voxels", draw_voxels)
+    problems = KINDS[kind]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        case = Case(problems)
+        loss = objective(problems, case, pseudo_label_source=form).to("cuda:0")
+        loss.supervised = FirstLogit()
+        for step in range(2):
+            loss.step = step
+            a, b, features_a, features_b = (leaf.to("cuda:0") for leaf in case.leaves)
+            if form == "teacher":
+                heads = [torch.zeros(patches, problems.num_heads, *SHAPE, device="cuda:0") for patches in (2, 3)]
+                loss.taught_labeled, loss.taught = map(loss.pseudo_labels, heads)
+            output = DualOutput([a], [b], features_a, features_b)
+            total = loss(output, [case.target.to("cuda:0")])
+        for tensor in (total, loss.last_values, loss.prototypes, loss.present):
+            assert tensor.device == torch.device("cuda:0")
