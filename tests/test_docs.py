@@ -197,7 +197,25 @@ def test_dice_of_trainings_stands_in_the_result_file() -> None:
 def test_costs_stand_in_the_result_files() -> None:
     page = read("docs/benchmarks.md")
     step = json.loads(read("benchmarks/results/step_cost.json"))
-    assert f"| DualCL | {step['seconds']['dualcl']:.3f} | {step['peak_memory_mib']['dualcl']:.0f} |" in page
+    seconds, memory, ratio = step["seconds"], step["peak_memory_mib"], step["ratios"]
+    for title, variant in (
+        ("stock nnU-Net", "stock_step"), ("two stock nnU-Net steps (as many samples)", "two_stock_steps"),
+        ("the same, both halves", "bare_network"), ("DualCL", "dualcl"), ("DualCL, `low_memory`", "low_memory"),
+        ("DualCL, `decoder_checkpointing`", "decoder_checkpointing"), ("DualCL, both options", "both_options"),
+    ):  # fmt: skip
+        assert f"| {title} | {seconds[variant]:.3f} | {memory[variant]:.0f} |" in page
+    for title, pair in (("DualCL / bare network", "bare_network"), ("DualCL / two stock steps", "two_stock_steps")):
+        assert f"| {title} | {ratio[f'dualcl / {pair}']:.2f} | {ratio[f'memory dualcl / {pair}']:.2f} |" in page
+    assert f"| DualCL, `low_memory` / stock step | | {ratio['memory low_memory / stock_step']:.2f} |" in page
+    half = ratio["memory low_memory / bare_half"]
+    assert f"| DualCL, `low_memory` / bare network, labeled half | | {half:.2f} |" in page
+    assert f"({memory['bare_half'] / memory['stock_step']:.2f} times stock on the same patches)" in page
+    waiting = json.loads(read("benchmarks/results/loader_wait.json"))["waiting"]["1 workers"]
+    for trainer, words in (("dualcl", "waits {:.1f} ms for its batch"), ("stock", "a stock step {:.1f} ms for its 2")):
+        assert words.format(1000 * waiting[trainer]["waited_s"]) in " ".join(page.split())
+    kills = json.loads(read("benchmarks/results/kill_while_saving.json"))
+    assert f"of {kills['kills']} processes killed" in page
+    assert f"all {kills['loadable']} left a loadable checkpoint" in " ".join(page.split())
     assert f"**{step['ratios']['dualcl / network_and_teacher']:.2f}**" in page
     paper = json.loads(read("benchmarks/results/step_cost_without_teacher.json"))
     assert f"took {paper['ratios']['dualcl / bare_network']:.2f} times the bare network" in page
