@@ -4,8 +4,8 @@ its options for less memory save and cost.
     python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [-o FILE]
 
 The variants take turns in each round, and ratios are taken within a round, so slow phases of a shared machine hit all
-of them. Peak memory is what torch allocates, not what the process occupies. Under ``split_batch`` a step of stock nnU-Net
-has as many patches as both halves of ours together: ``stock_twice_the_batch``.
+of them. Peak memory is what torch allocates, not what the process occupies. Under ``split_batch`` a step of stock
+nnU-Net has as many patches as both halves of ours together: ``stock_twice_the_batch``.
 """
 
 from __future__ import annotations
