@@ -194,6 +194,14 @@ def test_dice_of_trainings_stands_in_the_result_file() -> None:
     assert sorted((int(steps.replace(",", "")), dice) for steps, dice in shown) == stored
 
 
+def test_sizes_tried_on_openkbp_stand_in_the_result_file() -> None:
+    page = read("docs/benchmarks.md")
+    for row in json.loads(read("benchmarks/results/openkbp_exploration.json"))["rows"]:
+        values = [dice for case in row["dice_per_case"].values() for dice in case.values()]
+        assert sum(values) / len(values) == pytest.approx(row["mean_dice"], abs=1e-4)
+        assert f"{row['mean_dice']:.4f} on the {'test' if row['scored'] == 'test' else 'validation'} cases" in page
+
+
 def test_costs_stand_in_the_result_files() -> None:
     page = read("docs/benchmarks.md")
     step = json.loads(read("benchmarks/results/step_cost.json"))
