@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import yaml
 
+from nnunet_dualcl.training.environment import nnunet_folders
+
 NAME = "Dataset999_Measured"
 BATCH = 2
 
@@ -68,11 +70,9 @@ def plans(patch: list[int], features: list[int]) -> dict[str, Any]:
 @contextlib.contextmanager
 def nnunet_folder() -> Iterator[Path]:
     """A temporary folder that nnU-Net's variables name, with just enough in it for a trainer to start."""
-    with tempfile.TemporaryDirectory() as folder:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            os.environ[variable] = folder
+    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)):
         os.environ.pop("DUALCL_CONFIG", None)
-        preprocessed = Path(folder) / NAME / "p"
+        preprocessed = Path(os.environ["nnUNet_preprocessed"]) / NAME / "p"
         preprocessed.mkdir(parents=True)
         (preprocessed / "case.b2nd").touch()  # nnU-Net infers the dataset class from file endings
         yield Path(folder)

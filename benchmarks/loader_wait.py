@@ -24,7 +24,7 @@ from _common import write
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
-from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.environment import nnunet_folders, variable
 
 DATASET_ID = 997
 PLANS = "waiting"
@@ -89,10 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     trainers = {"stock": nnUNetTrainer, "dualcl": DualCLTrainer}
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as place:
-        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            os.environ[name] = str(Path(place) / name)
-            Path(os.environ[name]).mkdir()
+    with tempfile.TemporaryDirectory() as place, nnunet_folders(Path(place)):
         os.environ.pop("DUALCL_CONFIG", None)
         with contextlib.redirect_stdout(io.StringIO()):
             folder = prepare(arguments.patch, arguments.features)

@@ -24,6 +24,8 @@ from typing import Any
 
 from _common import write
 
+from nnunet_dualcl.training.environment import nnunet_folders
+
 DATASET_ID = 998
 
 
@@ -92,10 +94,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=[48, 96, 112], help="voxels of a scan (z, y, x)")
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            os.environ[variable] = str(Path(folder) / variable)
-            Path(os.environ[variable]).mkdir()
+    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)):
         with contextlib.redirect_stdout(io.StringIO()):
             prepare(arguments.cases, arguments.np, tuple(arguments.size))
             result = measure(arguments.cases, arguments.np, arguments.rounds)

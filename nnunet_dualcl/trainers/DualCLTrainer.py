@@ -267,9 +267,10 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _labeled_gradients(self, labeled: torch.Tensor, target: Any) -> torch.Tensor:
         """Forward and backward pass of the labeled half alone; its loss."""
-        levels = target if isinstance(target, list) else [target]
-        levels = [level.to(self.device, non_blocking=True) for level in levels]
-        target = levels if isinstance(target, list) else levels[0]
+        if isinstance(target, list):
+            target = [level.to(self.device, non_blocking=True) for level in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
         later = self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
         with later:
             with self._autocast():

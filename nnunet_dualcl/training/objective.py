@@ -153,18 +153,19 @@ class SemiSupervisedLoss(nn.Module):
         num_labeled = 0 if isinstance(target, list) and not target else _first(target).shape[0]
         num_patches = _first(branches[0]).shape[0]
         total = _first(branches[0]).new_zeros((), dtype=torch.float32)
+
+        def outputs_of(part: slice) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+            return [_first(branch)[part] for branch in branches], [branch[part] for branch in features]
+
         with shared_between_ranks(self.distributed):
             if num_labeled > 0:
                 self._samples, self._values = [], {}
                 supervised = [self.supervised(_head(branch, num_labeled), target) for branch in branches]
                 truth = self.problems.truth(_first(target))
-                logits = [_first(branch)[:num_labeled] for branch in branches]
-                embeddings = [branch[:num_labeled] for branch in features]
-                total = total + self._part(_Half(logits, embeddings, supervised, truth, self.taught_labeled))
+                labeled = outputs_of(slice(num_labeled))
+                total = total + self._part(_Half(*labeled, supervised, truth, self.taught_labeled))
             if num_patches > num_labeled:
-                logits = [_first(branch)[num_labeled:] for branch in branches]
-                embeddings = [branch[num_labeled:] for branch in features]
-                total = total + self._part(_Half(logits, embeddings, [], None, self.taught))
+                total = total + self._part(_Half(*outputs_of(slice(num_labeled, None)), [], None, self.taught))
             if self.distributed:
                 # DDP waits for a gradient of every parameter, also of deep supervision that has no part in this
                 levels = [level for branch in branches if isinstance(branch, list) for level in branch]
@@ -312,13 +313,13 @@ class SemiSupervisedLoss(nn.Module):
         halves = self._samples
         # new tensors: the graph of this step still refers to the old ones
         prototypes, present = self.prototypes.clone(), self.present.clone()
+        labels = torch.cat([half.labels for half in halves])
         for decoder in range(len(halves[0].embeddings)):
             embeddings = torch.cat([half.embeddings[decoder] for half in halves])
+            counts = torch.cat([half.predicted[decoder].reliable & half.trusted for half in halves])
             for problem in range(self.problems.count):
-                counts = [half.predicted[decoder].reliable & half.trusted for half in halves]
-                labels = torch.cat([half.labels[:, problem] for half in halves])
                 new, found = class_prototypes(
-                    embeddings, labels, torch.cat(counts)[:, problem], self.problems.num_classes
+                    embeddings, labels[:, problem], counts[:, problem], self.problems.num_classes
                 )
                 old, seen = self.prototypes[decoder, problem], self.present[decoder, problem]
                 mixed = torch.where(seen[:, None], momentum * old + (1 - momentum) * new, new)
