@@ -176,7 +176,7 @@ def with_new_loaders_at(trainer: Any, epoch: int) -> None:
 def test_a_continued_training_is_an_uninterrupted_one(toy: Any, configure: Any, monkeypatch: Any) -> None:
     # blurring takes the faster of two ways, by the clock, and they differ in rounding
     monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", staticmethod(blur_dimension))
-    configure(**SHORT)
+    configure(**{**SHORT, "num_iterations_per_epoch": 3, "rampup_fraction": 1.0})
     interrupted = toy.trainer(DualCLTrainer)
     stop_after(interrupted, 1)
     with pytest.raises(KeyboardInterrupt):
@@ -187,9 +187,14 @@ def test_a_continued_training_is_an_uninterrupted_one(toy: Any, configure: Any, 
     assert not torch.equal(weights(resumed.teacher.network), weights(resumed.network))
     assert not any(parameter.requires_grad for parameter in resumed.teacher.network.parameters())
     resumed.run_training()
+    terms = (Path(resumed.output_folder) / TERM_LOG_FILE).read_text()
     whole = toy.trainer(DualCLTrainer)
     with_new_loaders_at(whole, 1)
     whole.run_training()
+    assert (Path(whole.output_folder) / TERM_LOG_FILE).read_text() == terms
+    assert torch.equal(resumed.loss.prototypes, whole.loss.prototypes)
+    assert resumed.loss.prototypes.abs().sum() > 0
+    assert [row["weight_contrastive"] for row in whole.term_log.rows][0] < whole.term_log.rows[1]["weight_contrastive"]
     for part in ("network", "teacher"):
         networks = [getattr(trainer, part) for trainer in (resumed, whole)]
         assert torch.equal(*(weights(getattr(each, "network", each)) for each in networks))
