@@ -15,7 +15,8 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it takes the place of ``path``, on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers go by the ending
+    partial = path.with_name(f".{path.name.removesuffix(suffix)}.partial-{os.getpid()}{suffix}")
     try:
         yield partial
         os.replace(partial, path)

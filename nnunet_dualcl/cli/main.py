@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 when some cases failed, 2 for a fault in the input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    if arguments[:1] and arguments[0] in ("train", "predict"):
-        # everything but --config belongs to nnU-Net's own parser, its -h included
-        parsed, rest = argparse.Namespace(run={"train": _train, "predict": _predict}[arguments[0]]), arguments[1:]
-        parsed.rest = rest
+    others = {"train": _train, "predict": _predict, "convert": _convert}
+    if arguments[:1] and arguments[0] in others:
+        # nnU-Net's own parser takes all but --config, and the converters have one of their own; -h included
+        parsed = argparse.Namespace(run=others[arguments[0]], rest=arguments[1:])
     else:
         parsed = parser.parse_args(arguments)
     try:
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("doctor", help="check this installation and say the fix for each fault")
     command.set_defaults(run=_doctor)
+
+    commands.add_parser("convert", help="clinical data to nnU-Net's raw format: dualcl convert -h", add_help=False)
 
     command = commands.add_parser("split", help="write a split file: few labeled, the rest unlabeled, validation")
     command.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
@@ -182,6 +184,12 @@ def _preprocess(arguments: argparse.Namespace) -> int:
     for case, fault in sorted(report.failed.items()):
         print(f"  failed: {case}: {fault}", file=sys.stderr)
     return 1 if report.failed else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from nnunet_dualcl.cli.convert import convert
+
+    return convert(arguments.rest)
 
 
 def _train(arguments: argparse.Namespace) -> int:

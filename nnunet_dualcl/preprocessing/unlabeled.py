@@ -6,12 +6,10 @@ import contextlib
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from nnunet_dualcl.layout import (
     required_folder,
     unlabeled_preprocessed_folder,
 )
+from nnunet_dualcl.parallel import results
 
 _PROPERTIES_ENDING = ".pkl"
 """Properties move last, so a case whose properties file exists is complete."""
@@ -203,35 +202,15 @@ def preprocess_unlabeled(
     job = _Job(plans, configuration, dataset_json, folder)
     show_progress = show_progress and bool(remaining)
     with tqdm(total=len(remaining), desc="Preprocessing unlabeled cases", disable=not show_progress) as progress:
-        for case, fault in _results(job, remaining, num_processes):
+        for case, fault in results(partial(_fault_of, job), remaining, num_processes):
             progress.update()
             if fault is None:
                 report.done.append(case)
-            else:
-                report.failed[case] = fault
-                progress.write(f"FAILED {case}: {fault}")
+            else:  # an exception is the system's: a worker killed for lack of memory
+                report.failed[case] = fault if isinstance(fault, str) else f"{type(fault).__name__}: {fault}"
+                progress.write(f"FAILED {case}: {report.failed[case]}")
     report.done.sort()
     return report
-
-
-def _results(job: _Job, cases: CaseImages, num_processes: int) -> Iterator[tuple[str, str | None]]:
-    """(case, None or the fault) as cases finish; in this process where one is enough."""
-    if num_processes <= 1 or len(cases) <= 1:
-        for case, files in cases.items():
-            yield case, _fault_of(job, case, files)
-        return
-    # spawn, as nnU-Net does: forking after torch and SimpleITK started threads can deadlock
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context)
-    try:
-        futures: dict[Future[str | None], str] = {
-            executor.submit(_fault_of, job, case, files): case for case, files in cases.items()
-        }
-        for future in as_completed(futures):
-            error = future.exception()  # a worker killed by the system, for lack of memory
-            yield futures[future], f"{type(error).__name__}: {error}" if error else future.result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _fault_of(job: _Job, case: str, files: list[Path]) -> str | None:

@@ -1,0 +1,313 @@
+"""Any tree of NIfTI, NRRD or MetaImage files, told apart by glob or regular expression.
+
+A file is a label where the pattern of labels matches its path, otherwise an image where the pattern of images does.
+Cases without a label become unlabeled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import yaml
+from nnunet_dualcl.dataset_conversion.geometry import grid_difference
+from nnunet_dualcl.dataset_conversion.labels import merge_structures, whole_numbers
+from nnunet_dualcl.dataset_conversion.patterns import (
+    compiled,
+    files_below,
+    named_patterns,
+    regular_expression,
+    safe_names,
+)
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
+from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.write import write_dataset
+
+from nnunet_dualcl.errors import DualCLError
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass
+class _Found:
+    """Files of one case, by channel and by label; more than one a place is a fault of the case."""
+
+    patient: str
+    images: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    labels: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def plan(
+    source: Path,
+    *,
+    images: str,
+    channels: Mapping[str, str],
+    labels: Mapping[str, str | int | list[int]],
+    label_files: str | None = None,
+    test: str | None = None,
+    spacing_mm: Spacing | None = None,
+) -> Plan:
+    """Find cases in a tree of files.
+
+    Args:
+        source: folder.
+        images: pattern of image files (see ``patterns.compiled``), with the groups ``case``, ``patient``
+            (either stands for the other where it is missing) and ``channel``.
+        channels: name -> regular expression that the group ``channel`` must match whole, or, without that group, that
+            is searched for in the path; an empty one matches everything.
+        labels: name -> its value or values in the label files, numbered anew in this order; or name -> regular
+            expression for the group ``label``, for one file a structure: then the structure named first keeps a voxel
+            that several claim.
+        label_files: pattern of label files, with ``case``, ``patient`` and ``label``; None: no case has labels.
+        test: pattern of image files of test cases; searched for in the path.
+        spacing_mm: voxel size (x, y, z) of files whose header has none.
+
+    Raises:
+        DualCLError: no such folder, a pattern that does not compile or matches nothing, labels of both kinds mixed.
+    """
+    image_pattern = compiled(images, groups=("case", "patient", "channel"))
+    label_pattern = compiled(label_files, groups=("case", "patient", "label")) if label_files else None
+    test_pattern = regular_expression(test) if test else None
+    by_channel = _numbered(channels, "channel")
+    structures = _structures(labels)
+    files = files_below(source)
+    found: dict[str, _Found] = {}
+    refused = []
+    for relative in files:
+        match = label_pattern.fullmatch(relative) if label_pattern else None
+        if match is not None:
+            place = _label_place(match, structures)
+            if place is None:
+                refused.append(Refusal(relative, f"is none of the labels {', '.join(labels)}"))
+                continue
+            _case_of(match, found).labels[place].append(relative)
+        elif (match := image_pattern.fullmatch(relative)) is not None:
+            channel = _channel_place(match, by_channel, relative)
+            if channel is not None:
+                _case_of(match, found).images[channel].append(relative)
+    if not any(case.images for case in found.values()):
+        some = [name for name in files if ending_of(Path(name))][:3]
+        raise DualCLError(
+            f"{source}: none of {len(files)} files is an image by --images {images!r}"
+            + (f" and --channel {', '.join(channels)}" if any(channels.values()) else "")
+            + (f". There are, for instance: {', '.join(some)}." if some else ".")
+        )
+    names = safe_names(list(found))
+    cases = []
+    for key, case in sorted(found.items()):
+        fault = _fault(case, list(channels), structures is not None)
+        if fault is not None:
+            refused.append(Refusal(key, fault))
+            continue
+        tested = test_pattern is not None and test_pattern.search(case.images[0][0]) is not None
+        role = Role.TEST if tested else Role.LABELED if case.labels else Role.UNLABELED
+        image_files = tuple(files[case.images[channel][0]] for channel in range(len(channels)))
+        given = [(place, files[paths[0]]) for place, paths in sorted(case.labels.items())]
+        lacking = [name for index, name in enumerate(labels, 1) if structures and given and index not in dict(given)]
+        cases.append(
+            SourceCase(
+                name=names[key],
+                patient=case.patient,
+                role=role,
+                load=partial(_load, image_files, tuple(given), structures is not None, tuple(lacking), spacing_mm),
+                files=(*image_files, *(path for _, path in given)),
+                where=case.images[0][0],
+            )
+        )
+    return Plan(
+        kind="folder",
+        channels=tuple(channels),
+        labels={name: value for value, name in enumerate(labels, 1)},
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+        refused=tuple(refused),
+        value_map={} if structures is not None else _value_map(labels),
+    )
+
+
+def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
+    """Convert a tree of files to nnU-Net's raw format.
+
+    Args:
+        source: folder.
+        target: dataset folder to make, ``DatasetXXX_NAME``.
+        options: of every conversion.
+        found_by: keywords of :func:`plan`.
+    """
+    return write_dataset(plan(source, **found_by), target, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this kind."""
+    parser.add_argument("--images", required=True, metavar="PATTERN", help="glob whose last * is the case, or a regex")
+    parser.add_argument("--labels", metavar="PATTERN", help="the same for label files; default: all are unlabeled")
+    parser.add_argument(
+        "--channel", action="append", default=[], metavar="NAME[=REGEX]", help="in order; CT gets CT normalization"
+    )
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=WHAT",
+        help="in order; WHAT: a value or values in the label files (2 or 2,3), or a regex for the group 'label'",
+    )
+    parser.add_argument("--label-yaml", type=Path, metavar="FILE", help="the same as a mapping NAME: WHAT")
+    parser.add_argument("--test", metavar="REGEX", help="image files whose path it occurs in are test cases")
+    parser.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, for files whose header has none"
+    )
+
+
+def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parsed arguments as keywords of :func:`plan`."""
+    channels = named_patterns(arguments.channel, "--channel")
+    if not channels:
+        raise DualCLError("Name the channel, as in --channel MR; --channel CT switches nnU-Net's CT normalization on.")
+    labels: dict[str, Any] = dict(_from_yaml(arguments.label_yaml)) if arguments.label_yaml else {}
+    for name, what in named_patterns(arguments.label, "--label").items():
+        labels[name] = [int(part) for part in what.split(",")] if re.fullmatch(r"\d+(,\d+)*", what) else what
+    if not labels:
+        raise DualCLError("Name the labels, as in --label liver=1 --label tumor=2, or in a file with --label-yaml.")
+    return {
+        "images": arguments.images,
+        "channels": channels,
+        "labels": labels,
+        "label_files": arguments.labels,
+        "test": arguments.test,
+        "spacing_mm": tuple(arguments.spacing) if arguments.spacing else None,
+    }
+
+
+def _from_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DualCLError(f"Cannot read the labels in {path}: {error}") from None
+    if not isinstance(content, dict) or not content:
+        raise DualCLError(f"{path} must map names to values, as in 'liver: 1'; found {type(content).__name__}.")
+    return content
+
+
+def _numbered(channels: Mapping[str, str], what: str) -> list[re.Pattern[str]]:
+    if not channels:
+        raise DualCLError(f"At least one {what} is needed.")
+    if len(channels) > 1 and not all(channels.values()):
+        raise DualCLError("With several channels each needs a pattern, as in --channel T1=t1 --channel T2=t2.")
+    return [regular_expression(pattern or ".*") for pattern in channels.values()]
+
+
+def _structures(labels: Mapping[str, str | int | list[int]]) -> list[re.Pattern[str]] | None:
+    """Patterns of structures, one file each; None where labels are values within one file."""
+    texts = [what for what in labels.values() if isinstance(what, str)]
+    if not labels or (texts and len(texts) < len(labels)):
+        raise DualCLError(
+            f"Labels must be all values in one file a case, or all patterns of files a structure; got {dict(labels)}."
+        )
+    return [regular_expression(text) for text in texts] if texts else None
+
+
+def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
+    """Values of the label files -> 1, 2, ... in the order of the labels.
+
+    Raises:
+        DualCLError: a value is no positive whole number, or stands for two labels.
+    """
+    mapped: dict[int, int] = {}
+    for target, (name, what) in enumerate(labels.items(), 1):
+        for value in what if isinstance(what, list) else [what]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise DualCLError(f"Label {name}: {value!r} is no value from 1 on.")
+            if value in mapped:
+                raise DualCLError(f"Label {name}: value {value} stands for another label as well.")
+            mapped[value] = target
+    return mapped
+
+
+def _case_of(match: re.Match[str], found: dict[str, _Found]) -> _Found:
+    groups = match.groupdict()
+    case, patient = groups.get("case"), groups.get("patient")
+    key = f"{patient}_{case}" if case and patient else case or patient or ""
+    return found.setdefault(key, _Found(patient or key))
+
+
+def _channel_place(match: re.Match[str], channels: list[re.Pattern[str]], relative: str) -> int | None:
+    text = match.groupdict().get("channel")
+    for index, pattern in enumerate(channels):
+        if (pattern.search(relative) if text is None else pattern.fullmatch(text)) is not None:
+            return index
+    return None
+
+
+def _label_place(match: re.Match[str], structures: list[re.Pattern[str]] | None) -> int | None:
+    """Value of the structure in this file; 0 for a file with all labels; None for a structure nobody asked for."""
+    if structures is None:
+        return 0
+    text = match.groupdict().get("label")
+    for value, pattern in enumerate(structures, 1):
+        if (pattern.search(match.string) if text is None else pattern.fullmatch(text)) is not None:
+            return value
+    return None
+
+
+def _fault(case: _Found, channels: list[str], structures: bool) -> str | None:
+    """Why these files make no case."""
+    if not case.images:
+        return f"has a label ({next(iter(case.labels.values()))[0]}) and no image. Is it named like its image?"
+    missing = [name for index, name in enumerate(channels) if not case.images.get(index)]
+    if missing:
+        return f"lacks the channel {', '.join(missing)}"
+    for paths in (*case.images.values(), *case.labels.values()):
+        if len(paths) > 1:
+            what = "structure" if structures and paths in case.labels.values() else "place"
+            return f"{len(paths)} files for one {what}: {', '.join(paths[:3])}. Narrow the pattern"
+    return None
+
+
+def _load(
+    images: tuple[Path, ...],
+    labels: tuple[tuple[int, Path], ...],
+    structures: bool,
+    lacking: tuple[str, ...],
+    spacing_mm: Spacing | None,
+) -> Scan:
+    channels = tuple(read_volume(path, spacing_mm=spacing_mm) for path in images)
+    if not labels:
+        return Scan(channels, None)
+    if not structures:
+        return Scan(channels, read_volume(labels[0][1], spacing_mm=spacing_mm))
+    masks = []
+    grid: sitk.Image | None = None
+    for value, path in labels:
+        label = read_volume(path, spacing_mm=spacing_mm)
+        grid = label if grid is None else grid
+        difference = grid_difference(label, grid)
+        if difference is not None:
+            raise DualCLError(
+                f"{path}: on another grid than {labels[0][1].name}: {difference}. Export them on one grid."
+            )
+        values = whole_numbers(label)
+        present = np.unique(values)
+        if present.size > 2 or (present.size == 2 and present[0] != 0):
+            raise DualCLError(
+                f"{path}: holds {', '.join(str(number) for number in present[:6])}; one structure a file is wanted, "
+                "with 0 outside. For all labels in one file write values: --label NAME=1."
+            )
+        masks.append((value, values != 0))
+    assert grid is not None
+    merged, overlapping = merge_structures(masks, masks[0][1].shape)
+    image = sitk.GetImageFromArray(merged)
+    image.CopyInformation(grid)
+    notes = []
+    if overlapping:
+        notes.append(f"{overlapping} voxels are of several structures; the one named first has them")
+    if lacking:
+        notes.append(f"no file for {', '.join(lacking)}: taken as absent")
+    return Scan(channels, image, tuple(notes))

@@ -1,0 +1,70 @@
+"""Label images: whole numbers of known meaning, and one label image out of several structures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_dualcl.errors import DualCLError
+
+
+def whole_numbers(label: sitk.Image) -> np.ndarray:
+    """Values (z, y, x) of a label image as integers.
+
+    Raises:
+        DualCLError: a value is no whole number.
+    """
+    array = np.asarray(sitk.GetArrayFromImage(label))
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    if not np.isfinite(array).all() or (array != np.round(array)).any():
+        odd = array[~np.isfinite(array) | (array != np.round(array))]
+        raise DualCLError(
+            f"the label holds values that are no whole numbers, such as {odd.flat[0]:.6g} ({odd.size} voxels). Is it a "
+            "probability map, or was it interpolated? Threshold it, or export it again with nearest neighbor."
+        )
+    return np.asarray(array.astype(np.int64))
+
+
+def mapped_values(values: np.ndarray, value_map: Mapping[int, int], allowed: Iterable[int]) -> np.ndarray:
+    """``values`` with ``value_map`` applied, in the smallest unsigned type.
+
+    Args:
+        values: of the source.
+        value_map: value of the source -> value to write; empty: values stay as they are, and must be ``allowed``.
+        allowed: values that may be written.
+
+    Raises:
+        DualCLError: a value is not known.
+    """
+    present = np.unique(values).tolist()
+    target = {0: 0, **value_map} if value_map else {value: value for value in allowed}
+    unknown = [value for value in present if value not in target]
+    if unknown:
+        raise DualCLError(
+            f"the label holds {', '.join(str(value) for value in unknown[:10])}, which stand for nothing. Known: "
+            f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or map them to 0."
+        )
+    table = np.array([target[value] for value in present])
+    mapped = table[np.searchsorted(present, values)]
+    return np.asarray(mapped.astype(np.uint8 if mapped.max(initial=0) < 256 else np.uint16))
+
+
+def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """One label array out of masks of structures; where they overlap, the first one keeps the voxel.
+
+    Args:
+        masks: value and boolean mask (z, y, x), in order of precedence.
+        shape: of the result, for no mask at all.
+
+    Returns:
+        The labels, uint16, and the number of voxels that more than one structure of different value claimed.
+    """
+    merged = np.zeros(shape, np.uint16)
+    overlaps = np.zeros(shape, bool)
+    for value, mask in masks:
+        overlaps |= mask & (merged != 0) & (merged != value)
+        merged[mask & (merged == 0)] = value
+    return merged, int(overlaps.sum())

@@ -1,0 +1,236 @@
+"""One case from its source into the dataset's folders: load, check, write; all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto
+from nnunet_dualcl.dataset_conversion.labels import mapped_values, whole_numbers
+from nnunet_dualcl.dataset_conversion.picture import overlay
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
+
+from nnunet_dualcl.atomic import replacing, write_text
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import IMAGES_UNLABELED
+
+FILE_ENDING = ".nii.gz"
+CASES_FOLDER = Path("conversion") / "cases"
+"""Of the dataset: a record and a picture for each finished case."""
+
+IMAGE_FOLDERS = {Role.LABELED: "imagesTr", Role.TEST: "imagesTs", Role.UNLABELED: IMAGES_UNLABELED}
+LABEL_FOLDERS = {Role.LABELED: "labelsTr", Role.TEST: "labelsTs"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a finished case.
+
+    Attributes:
+        name, patient, where: of the :class:`SourceCase`.
+        role: the one it got, which is another than planned for empty labels taken as unlabeled.
+        planned_role: the one it was to have.
+        size_xyz: voxels.
+        spacing_xyz_mm: voxel size.
+        voxels: label name -> voxels; empty without a label. A value of several regions counts in each.
+        pixel_hashes: SHA-256 of size and values of each channel; equal for one scan under two names.
+        source_bytes: size of what was read, to notice on resuming that it changed.
+        notes: of the loader and of the checks.
+    """
+
+    name: str
+    patient: str
+    where: str
+    role: Role
+    planned_role: Role
+    size_xyz: tuple[int, ...]
+    spacing_xyz_mm: tuple[float, ...]
+    voxels: Mapping[str, int]
+    pixel_hashes: tuple[str, ...]
+    source_bytes: int
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def files(self, num_channels: int) -> list[Path]:
+        """All files of the case but its record, relative to the dataset."""
+        images = [Path(IMAGE_FOLDERS[self.role]) / f"{self.name}_{i:04d}{FILE_ENDING}" for i in range(num_channels)]
+        labels = [Path(LABEL_FOLDERS[self.role]) / f"{self.name}{FILE_ENDING}"] if self.voxels else []
+        return [*images, *labels, CASES_FOLDER / f"{self.name}.png"]
+
+
+def record_path(target: Path, case: str) -> Path:
+    """Where the record of a case lies."""
+    return target / CASES_FOLDER / f"{case}.json"
+
+
+def read_record(target: Path, case: SourceCase, num_channels: int) -> Record | None:
+    """The record of a case that is finished and whose source has not changed since; None where it is to be done.
+
+    Raises:
+        DualCLError: the case is there in another role than planned now; its files would be in two folders.
+    """
+    path = record_path(target, case.name)
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    record = Record(
+        **{
+            **stored,
+            "role": Role(stored["role"]),
+            "planned_role": Role(stored["planned_role"]),
+            **{name: tuple(stored[name]) for name in ("size_xyz", "spacing_xyz_mm", "pixel_hashes", "notes")},
+        }
+    )
+    if record.planned_role != case.role:
+        raise DualCLError(
+            f"{target}: {case.name} was converted as {record.planned_role.value}, and is {case.role.value} now. "
+            "Convert into a new dataset, or with the options of before."
+        )
+    whole = all((target / file).is_file() for file in record.files(num_channels))
+    return record if whole and record.source_bytes == source_bytes(case) else None
+
+
+def source_bytes(case: SourceCase) -> int:
+    """Bytes of all files that a case is read from; files that cannot be looked at count nothing."""
+    total = 0
+    for path in case.files:
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -> Record:
+    """Load, check and write one case; its record comes last, so a case with a record is complete.
+
+    Args:
+        plan: without its cases, which need not travel to a worker.
+        options: of the conversion.
+        target: dataset folder.
+        case: to convert.
+
+    Raises:
+        DualCLError: why the case cannot be used, and what would mend it.
+    """
+    scan = case.load()
+    notes = list(scan.notes)
+    channels = _checked_channels(scan, plan, options, notes)
+    role, label = _checked_label(case.role, scan.label, channels[0], plan, options, notes)
+    record = Record(
+        name=case.name,
+        patient=case.patient,
+        where=case.where,
+        role=role,
+        planned_role=case.role,
+        size_xyz=channels[0].GetSize(),
+        spacing_xyz_mm=tuple(round(edge, 6) for edge in channels[0].GetSpacing()),
+        voxels={} if label is None else _voxels(label, plan),
+        pixel_hashes=tuple(_pixel_hash(channel) for channel in channels),
+        source_bytes=source_bytes(case),
+        notes=tuple(notes),
+    )
+    *images, picture = record.files(len(channels))
+    for image, path in zip([*channels, *([] if label is None else [label])], images, strict=True):
+        with replacing(target / path) as partial:
+            sitk.WriteImage(image, str(partial), useCompression=True)
+    with replacing(target / picture) as partial:
+        overlay(channels[0], label).save(partial)
+    write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    return record
+
+
+def _checked_channels(scan: Scan, plan: Plan, options: Options, notes: list[str]) -> list[sitk.Image]:
+    if len(scan.channels) != len(plan.channels):
+        raise DualCLError(
+            f"{len(scan.channels)} channels, {len(plan.channels)} are wanted: {', '.join(plan.channels)}."
+        )
+    channels = [_storable(scan.channels[0], plan.channels[0])]
+    for image, name in zip(scan.channels[1:], plan.channels[1:], strict=True):
+        channel = _storable(image, name)
+        difference = grid_difference(channel, channels[0])
+        if difference is not None:
+            if not options.resample_channels:
+                raise DualCLError(
+                    f"channel {name} is on another grid than {plan.channels[0]}: {difference}. If the two are "
+                    "registered, repeat with --resample-channels, which brings it onto the first one's grid."
+                )
+            channel = onto(channel, channels[0], nearest=False)
+            notes.append(f"channel {name} was resampled onto the grid of {plan.channels[0]} ({difference})")
+        channel.CopyInformation(channels[0])
+        channels.append(channel)
+    return channels
+
+
+def _storable(image: sitk.Image, name: str) -> sitk.Image:
+    """The image in a type that NIfTI and nnU-Net take.
+
+    Raises:
+        DualCLError: every voxel has the same value, or a value does not fit.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    low, high = values.min(), values.max()
+    if low == high:
+        raise DualCLError(f"channel {name} is {low} in every voxel. The scan is empty; take it out.")
+    if values.dtype == np.float64:
+        return sitk.Cast(image, sitk.sitkFloat32)
+    if values.dtype in (np.int64, np.uint64, np.uint32):
+        if low < -(2**31) or high >= 2**31:
+            raise DualCLError(f"channel {name} has values up to {high}, beyond 32 bits. Scale them down.")
+        return sitk.Cast(image, sitk.sitkInt32)
+    return image
+
+
+def _checked_label(
+    role: Role, label: sitk.Image | None, image: sitk.Image, plan: Plan, options: Options, notes: list[str]
+) -> tuple[Role, sitk.Image | None]:
+    """The role that the case gets and the label to write."""
+    if role is Role.UNLABELED:
+        return role, None
+    if label is None:
+        if role is Role.LABELED:
+            raise DualCLError("has no label. Add it, or take the case as unlabeled.")
+        return role, None
+    difference = grid_difference(label, image)
+    if difference is not None:
+        if not options.resample_labels:
+            raise DualCLError(
+                f"the label is on another grid than its image: {difference}. Is it the label of this image? If so, "
+                "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
+            )
+        before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+        label = onto(label, image, nearest=True)
+        after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+        notes.append(f"the label was resampled ({difference}); its volume went from {before} to {after} mm3")
+    values = mapped_values(whole_numbers(label), plan.value_map, plan.label_values)
+    if not values.any():
+        if options.empty_labels == "refuse":
+            raise DualCLError(
+                "the label is background in every voxel. If there is nothing to find, repeat with --empty-labels keep; "
+                "if nobody has annotated it, with --empty-labels unlabeled."
+            )
+        if options.empty_labels == "unlabeled" and role is Role.LABELED:
+            notes.append("the label is background in every voxel; taken as unlabeled")
+            return Role.UNLABELED, None
+        notes.append("the label is background in every voxel")
+    checked = sitk.GetImageFromArray(values)
+    checked.CopyInformation(image)  # within the tolerance; nnU-Net's own check allows less
+    return role, checked
+
+
+def _voxels(label: sitk.Image, plan: Plan) -> dict[str, int]:
+    counts = np.bincount(sitk.GetArrayViewFromImage(label).ravel(), minlength=max(plan.label_values) + 1)
+    return {
+        name: int(sum(counts[value] for value in ([values] if isinstance(values, int) else values)))
+        for name, values in plan.labels.items()
+    }
+
+
+def _pixel_hash(image: sitk.Image) -> str:
+    """Of the values as numbers: the same scan stored as int16 and as float32 has one hash."""
+    values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image), dtype=np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()

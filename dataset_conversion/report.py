@@ -1,0 +1,104 @@
+"""What a conversion did, as JSON for programs, as a page with pictures for people, and as a few lines on the screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from nnunet_dualcl.dataset_conversion.geometry import TOLERANCE
+from nnunet_dualcl.dataset_conversion.one_case import Record
+from nnunet_dualcl.dataset_conversion.picture import color_of
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role
+
+from nnunet_dualcl import __version__
+from nnunet_dualcl.atomic import write_text
+
+REPORT_FILE = Path("conversion") / "report.json"
+REPORT_PAGE = Path("conversion") / "report.html"
+_SILENT_OPTIONS = ("key_list", "processes", "resume")
+"""They change nothing in the dataset."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every case.
+
+    Attributes:
+        plan: what was asked for, without its cases.
+        target: the dataset folder.
+        records: finished cases, by name.
+        failed: cases that could not be converted.
+        repeated: cases left out because another one has the same voxels.
+        folds: of the split file.
+        options: of the conversion.
+    """
+
+    plan: Plan
+    target: Path
+    records: tuple[Record, ...]
+    failed: tuple[Refusal, ...]
+    repeated: tuple[Refusal, ...]
+    folds: tuple[Mapping[str, list[str]], ...]
+    options: Options
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every case came through, 1 where some failed."""
+        return 1 if self.failed else 0
+
+    def count(self, role: Role) -> int:
+        """Finished cases of a role."""
+        return sum(record.role is role for record in self.records)
+
+    def summary(self) -> str:
+        """A few lines for the screen."""
+        lines = [
+            f"{self.target}: {self.count(Role.LABELED)} labeled, {self.count(Role.UNLABELED)} unlabeled and "
+            f"{self.count(Role.TEST)} test case(s); {len(self.failed)} failed, "
+            f"{len(self.plan.refused) + len(self.repeated)} left out.",
+            *(f"  failed: {each.where}: {each.reason}" for each in self.failed),
+            *(f"  left out: {each.where}: {each.reason}" for each in (*self.plan.refused, *self.repeated)),
+            f"Look at {self.target / REPORT_PAGE}",
+        ]
+        if not self.folds:
+            lines.append("No labeled case came through, so there is no dataset.json: nnU-Net could not plan from it.")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but pictures; no time and no place, so that the same input gives the same file."""
+        return {
+            "version": __version__,
+            "kind": self.plan.kind,
+            "dataset": self.target.name,
+            "channels": list(self.plan.channels),
+            "labels": dict(self.plan.labels),
+            "value_map": {str(value): mapped for value, mapped in sorted(self.plan.value_map.items())},
+            "counts": {role.value: self.count(role) for role in Role},
+            "grid_tolerance_in_voxels": TOLERANCE,
+            "options": {name: value for name, value in asdict(self.options).items() if name not in _SILENT_OPTIONS},
+            "notes": list(self.plan.notes),
+            "cases": [asdict(record) for record in self.records],
+            "failed": [asdict(each) for each in self.failed],
+            "left_out": [asdict(each) for each in (*self.plan.refused, *self.repeated)],
+            "folds": [{role: len(cases) for role, cases in fold.items()} for fold in self.folds],
+        }
+
+
+def write_report(report: ConversionReport) -> None:
+    """Write ``report.json`` and ``report.html``; the page shows the pictures beside it in ``cases``."""
+    content = report.as_json()
+    write_text(report.target / REPORT_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    colors = {
+        name: color_of(value) for name, value in report.plan.labels.items() if isinstance(value, int)
+    }  # regions overlap, and have no color of their own
+    page = environment.get_template("report.html.j2").render(
+        **content, colors=colors, roles=[role.value for role in Role]
+    )
+    write_text(report.target / REPORT_PAGE, page)

@@ -1,0 +1,103 @@
+"""``dualcl convert KIND IN -d ID -n NAME``: the converters of ``dataset_conversion`` as commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import SPLITS_FILE, required_folder
+
+KINDS = {
+    "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
+}
+"""Modules of ``dataset_conversion`` and what they read."""
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Parse and run; 0 where all cases came through, 1 where some failed."""
+    from nnunet_dualcl.dataset_conversion.plan import Options
+    from nnunet_dualcl.dataset_conversion.write import check_plan, dry_run, write_dataset, write_key_list
+
+    arguments = _parser(argv).parse_args(argv)
+    module = _module(arguments.kind)
+    options = Options(
+        processes=arguments.np,
+        resume=arguments.resume,
+        resample_labels=arguments.resample_labels,
+        resample_channels=arguments.resample_channels,
+        empty_labels=arguments.empty_labels,
+        folds=arguments.folds,
+        seed=arguments.seed,
+        key_list=arguments.key_list,
+    )
+    if not 1 <= arguments.d <= 999:
+        raise DualCLError(f"-d must be 1 to 999, got {arguments.d}.")
+    target = required_folder("nnUNet_raw") / f"Dataset{arguments.d:03d}_{arguments.n}"
+    plan = module.plan(arguments.source, **module.keywords(arguments))
+    if arguments.dry_run:
+        check_plan(plan)
+        print(dry_run(plan, target))
+        return 0
+    report = write_dataset(plan, target, options)
+    if options.key_list is not None:
+        write_key_list(options.key_list, plan.cases, report.records)
+    print(report.summary())
+    if report.folds:
+        print(_share_split(target))
+        print(f"Next: nnUNetv2_plan_and_preprocess -d {arguments.d} -c 3d_fullres --verify_dataset_integrity")
+    return int(report.exit_code)
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all kinds; only the module of the one that is asked for is imported."""
+    parser = argparse.ArgumentParser(prog="dualcl convert", description="Clinical data to nnU-Net's raw format.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, what in KINDS.items():
+        command = kinds.add_parser(kind, help=what, description=f"From {what}.")
+        command.add_argument("source", type=Path, metavar="IN", help="folder that holds the data")
+        command.add_argument("-d", type=int, required=True, metavar="ID", help="dataset number, 1 to 999")
+        command.add_argument("-n", required=True, metavar="NAME", help="dataset name")
+        if kind in argv:
+            _module(kind).add_arguments(command)
+        _add_common_arguments(command)
+    return parser
+
+
+def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+    from nnunet_dualcl.dataset_conversion.plan import EMPTY_LABELS
+
+    command.add_argument("-np", type=int, default=2, metavar="PROCESSES", help="cases at a time (default 2)")
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    command.add_argument("--resume", action="store_true", help="go on with a dataset that exists: do what is missing")
+    command.add_argument("--resample-labels", action="store_true", help="labels on another grid: nearest neighbor")
+    command.add_argument("--resample-channels", action="store_true", help="channels on another grid: linear")
+    command.add_argument("--empty-labels", choices=EMPTY_LABELS, default="refuse", help="default: %(default)s")
+    command.add_argument("--folds", type=int, default=5, help="of a split drawn over patients (default 5)")
+    command.add_argument("--seed", type=int, default=0, help="of that split (default 0)")
+    command.add_argument("--key-list", type=Path, metavar="FILE", help="also write which case is which patient")
+
+
+def _module(kind: str) -> Any:
+    try:
+        return import_module(f"nnunet_dualcl.dataset_conversion.{kind}")
+    except ModuleNotFoundError as error:
+        raise DualCLError(f"{error}. Install this package again: pip install .") from None
+
+
+def _share_split(target: Path) -> str:
+    """Put the split where nnU-Net looks for it, unless one is there; says what was done."""
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    if not preprocessed:
+        return f"nnU-Net reads splits from nnUNet_preprocessed, which is not set: copy {target / SPLITS_FILE} there."
+    place = Path(preprocessed) / target.name / SPLITS_FILE
+    text = (target / SPLITS_FILE).read_text(encoding="utf-8")
+    if place.exists() and place.read_text(encoding="utf-8") != text:
+        return f"{place} is another split and was left as it is; the new one is {target / SPLITS_FILE}."
+    write_text(place, text)
+    return f"Split: {place}"
