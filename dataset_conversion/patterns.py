@@ -108,7 +108,7 @@ def _from_glob(pattern: str) -> str:
         if inner is None:
             text += re.escape(part)
         elif stars and index == stars[-1]:
-            text += "(?P<case>[^/]+)/" if part == "**/" else f"(?P<case>{'.+' if part == '**' else '[^/]+'})"
+            text += "(?:[^/]+/)*(?P<case>[^/]+)/" if part == "**/" else f"(?P<case>{'.+' if part == '**' else '[^/]+'})"
         else:
             text += inner
     return text

@@ -210,7 +210,7 @@ def _convert(
                 continue
             reason = str(outcome) if isinstance(outcome, DualCLError) else _unforeseen(outcome, plan.private)
             failures[name] = Refusal(f"{name} ({cases[name].where})", reason)
-            progress.write(f"FAILED {name}: {outcome}")
+            progress.write(f"FAILED {failures[name].where}: {outcome or type(outcome).__name__}")
     return [failures[name] for name in sorted(failures)]
 
 

@@ -194,7 +194,8 @@ def test_a_continued_training_is_an_uninterrupted_one(toy: Any, configure: Any, 
     assert (Path(whole.output_folder) / TERM_LOG_FILE).read_text() == terms
     assert torch.equal(resumed.loss.prototypes, whole.loss.prototypes)
     assert resumed.loss.prototypes.abs().sum() > 0
-    assert [row["weight_contrastive"] for row in whole.term_log.rows][0] < whole.term_log.rows[1]["weight_contrastive"]
+    first, second = (row["weight_contrastive"] for row in whole.term_log.rows)
+    assert first < second
     for part in ("network", "teacher"):
         networks = [getattr(trainer, part) for trainer in (resumed, whole)]
         assert torch.equal(*(weights(getattr(each, "network", each)) for each in networks))

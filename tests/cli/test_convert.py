@@ -1,0 +1,107 @@
+"""``dualcl convert`` from the command line to a dataset that nnU-Net takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_dualcl.cli.convert import KINDS
+from nnunet_dualcl.cli.main import main
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two labeled cases, one without a label and one with a broken image, under a name with a space."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable).mkdir()
+    folder = tmp_path / "Köln export"
+    (folder / "seg").mkdir(parents=True)
+    for index, name in enumerate(("a", "b", "c")):
+        values = np.random.default_rng(index).integers(0, 900, (5, 7, 9)).astype(np.int16)
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(folder / f"{name}.nrrd"))
+        if name != "c":
+            sitk.WriteImage(
+                sitk.GetImageFromArray((values > 800).astype(np.uint8)), str(folder / "seg" / f"{name}.mha")
+            )
+    return folder
+
+
+def arguments(source: Path, *more: str) -> list[str]:
+    found = ["--images", "*.nrrd", "--labels", "seg/*.mha", "--channel", "CT", "--label", "bone=1"]
+    return ["convert", "folder", str(source), "-d", "7", "-n", "Bone", "-np", "1", *found, *more]
+
+
+def test_from_files_to_a_dataset_and_its_split(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(source, "--dry-run")) == 0
+    assert "labeled: 2 of 2 patient(s)" in capsys.readouterr().out
+    target = tmp_path / "nnUNet_raw" / "Dataset007_Bone"
+    assert not target.exists()
+    assert main(arguments(source)) == 0
+    out = capsys.readouterr().out
+    assert "2 labeled, 1 unlabeled and 0 test case(s); 0 failed" in out
+    assert "Next: nnUNetv2_plan_and_preprocess -d 7" in out
+    shared = tmp_path / "nnUNet_preprocessed" / "Dataset007_Bone" / "splits_final.json"
+    assert shared.read_text() == (target / "splits_final.json").read_text()
+    assert main(arguments(source)) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_bad_case_shows_in_the_exit_code_and_resuming_mends_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = (source / "c.nrrd").read_bytes()
+    (source / "c.nrrd").write_bytes(b"")
+    keys = tmp_path / "keys.csv"
+    assert main(arguments(source, "--key-list", str(keys))) == 1
+    assert "failed: c (c.nrrd)" in capsys.readouterr().out
+    (source / "c.nrrd").write_bytes(sound)
+    assert main(arguments(source, "--key-list", str(keys), "--resume")) == 0
+    assert [line.split(",")[0] for line in keys.read_text().splitlines()] == ["case", "a", "b", "c"]
+
+
+def test_another_split_is_left_as_it_is(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "nnUNet_preprocessed" / "Dataset007_Bone" / "splits_final.json"
+    other.parent.mkdir()
+    other.write_text("[]")
+    assert main(arguments(source)) == 0
+    assert "is another split and was left as it is" in capsys.readouterr().out
+    assert other.read_text() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-d", "0"], "-d must be 1 to 999"),
+        (["-n", "a b"], "nnU-Net wants a folder such as"),
+        (["--images", "*.mha"], "is an image by"),
+        (["--key-list", "{raw}/Dataset007_Bone/keys.csv"], "outside the dataset"),
+    ],
+)
+def test_faults_are_said_before_anything_is_written(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    more = [part.replace("{raw}", str(tmp_path / "nnUNet_raw")) for part in more]
+    assert main(arguments(source, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "nnUNet_raw").iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_help_of_its_own(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["convert", kind, "-h"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("-d ID", "-n NAME", "--dry-run", "--resume", "--resample-labels"):
+        assert option in out
+
+
+def test_the_list_of_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "-h"])
+    out = capsys.readouterr().out
+    assert [kind for kind in KINDS if kind not in out] == []

@@ -1,0 +1,202 @@
+"""Trees of volume files: what becomes a case, in which role, and what is left out."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunet_dualcl.dataset_conversion import folder
+from nnunet_dualcl.dataset_conversion.plan import Plan, Role
+from synthetic_volumes import slabs, volume, write
+
+from nnunet_dualcl.errors import DualCLError
+
+ONE_FILE = {"images": "img/*.nii.gz", "label_files": "seg/*.nii.gz", "channels": {"MR": ""}, "labels": {"organ": 1}}
+STRUCTURES = {
+    "images": r"(?P<patient>p\d)/(?P<channel>t\d)\.nrrd",
+    "label_files": r"(?P<patient>p\d)/(?P<label>\w+)_mask\.nrrd",
+    "channels": {"T2": "t2", "T1": "t1"},
+    "labels": {"tumor": "gtv|tumor", "organ": "organ"},
+}
+
+
+def roles(plan: Plan) -> dict[str, str]:
+    return {case.name: case.role.value for case in plan.cases}
+
+
+def refused(plan: Plan) -> dict[str, str]:
+    return {each.where: each.reason for each in plan.refused}
+
+
+def test_cases_without_a_label_are_unlabeled(tmp_path: Path) -> None:
+    for name in ("b c", "Ä"):
+        write(tmp_path / f"img/{name}.nii.gz", volume())
+    write(tmp_path / "seg/Ä.nii.gz", volume(slabs(1), np.uint8))
+    plan = folder.plan(tmp_path, **ONE_FILE)
+    assert roles(plan) == {"A": "labeled", "b-c": "unlabeled"}
+    assert [case.patient for case in plan.cases] == ["Ä", "b c"]
+    scan = plan.cases[0].load()
+    assert scan.label is not None
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(scan.label), slabs(1))
+
+
+def test_a_label_pattern_wins_over_an_image_pattern(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a_seg.nii.gz", "b.nii.gz"):
+        write(tmp_path / name, volume())
+    plan = folder.plan(tmp_path, **{**ONE_FILE, "images": "*.nii.gz", "label_files": "*_seg.nii.gz"})
+    assert roles(plan) == {"a": "labeled", "b": "unlabeled"}
+
+
+def test_test_cases_are_named_by_a_pattern(tmp_path: Path) -> None:
+    for name in ("img/a1", "img/b1", "seg/a1"):
+        write(tmp_path / f"{name}.nii.gz", volume())
+    plan = folder.plan(tmp_path, **ONE_FILE, test="/b")
+    assert roles(plan) == {"a1": "labeled", "b1": "test"}
+
+
+def test_values_are_numbered_in_the_order_of_the_labels(tmp_path: Path) -> None:
+    write(tmp_path / "img/a.nii.gz", volume())
+    write(tmp_path / "seg/a.nii.gz", volume(slabs(7, 3, 5), np.uint8))
+    plan = folder.plan(tmp_path, **{**ONE_FILE, "labels": {"late": [5, 7], "early": 3}})
+    assert (dict(plan.labels), dict(plan.value_map)) == ({"late": 1, "early": 2}, {5: 1, 7: 1, 3: 2})
+    folder.convert(tmp_path, tmp_path / "Dataset001_X", **{**ONE_FILE, "labels": {"late": [5, 7], "early": 3}})
+    written = sitk.ReadImage(str(tmp_path / "Dataset001_X/labelsTr/a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), slabs(1, 2, 1))
+
+
+def test_structures_are_merged_and_channels_sorted(tmp_path: Path) -> None:
+    write(tmp_path / "p1/t1.nrrd", volume(1))
+    write(tmp_path / "p1/t2.nrrd", volume(2))
+    write(tmp_path / "p1/gtv_mask.nrrd", volume(slabs(255, 0), np.uint8))
+    write(tmp_path / "p1/organ_mask.nrrd", volume(slabs(1, 1), np.uint8))
+    write(tmp_path / "p1/lung_mask.nrrd", volume(slabs(1), np.uint8))
+    write(tmp_path / "p2/t1.nrrd", volume(3))
+    write(tmp_path / "p3/t1.nrrd", volume(4))
+    write(tmp_path / "p3/t2.nrrd", volume(5))
+    write(tmp_path / "p3/organ_mask.nrrd", volume(slabs(1), np.uint8))
+    plan = folder.plan(tmp_path, **STRUCTURES)
+    assert refused(plan) == {
+        "p1/lung_mask.nrrd": "is none of the labels tumor, organ",
+        "p2": "lacks the channel T2",
+    }
+    first, third = (case.load() for case in plan.cases)
+    assert first.label is not None
+    assert third.label is not None
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(first.label), slabs(1, 2))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(third.label), slabs(2))
+    assert "15 voxels are of several structures; the one named first has them" in first.notes
+    assert third.notes == ("no file for tumor: taken as absent",)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(first.channels[0]), sitk.GetArrayFromImage(volume(2)))
+
+
+def test_faults_of_one_case_leave_the_others(tmp_path: Path) -> None:
+    for name in ("1/a.nii.gz", "2/a.nii.gz", "1/b.nii.gz", "seg/b.nii.gz", "seg/c.nii.gz"):
+        write(tmp_path / name, volume())
+    plan = folder.plan(tmp_path, **{**ONE_FILE, "images": r"\d/(?P<case>.*)\.nii\.gz"})
+    assert roles(plan) == {"b": "labeled"}
+    assert "2 files for one place: 1/a.nii.gz, 2/a.nii.gz" in refused(plan)["a"]
+    assert "no image" in refused(plan)["c"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(slabs(1, 2), "holds 0, 1, 2; one structure a file"), (slabs(1) * 0.5, "no whole numbers")],
+)
+def test_structures_must_be_masks(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    for name in ("t1", "t2"):
+        write(tmp_path / f"p1/{name}.nrrd", volume())
+    write(tmp_path / "p1/organ_mask.nrrd", volume(values, np.float32))
+    (case,) = folder.plan(tmp_path, **STRUCTURES).cases
+    with pytest.raises(DualCLError, match=message):
+        case.load()
+
+
+def test_structures_on_two_grids_are_refused(tmp_path: Path) -> None:
+    for name in ("t1", "t2"):
+        write(tmp_path / f"p1/{name}.nrrd", volume())
+    write(tmp_path / "p1/organ_mask.nrrd", volume(slabs(1), np.uint8))
+    write(tmp_path / "p1/gtv_mask.nrrd", volume(slabs(1), np.uint8, origin=(0, 0, 0)))
+    (case,) = folder.plan(tmp_path, **STRUCTURES).cases
+    with pytest.raises(DualCLError, match=r"organ_mask\.nrrd: on another grid than gtv_mask\.nrrd"):
+        case.load()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": "*.mha"}, r"none of 2 files is an image by --images '\*\.mha'.*instance: img/a\.nii\.gz"),
+        ({"channels": {}}, "At least one channel"),
+        ({"channels": {"T1": "", "T2": "x"}}, "each needs a pattern"),
+        ({"channels": {"T1": "("}}, "no regular expression"),
+        ({"labels": {"a": 1, "b": "x"}}, "all values in one file"),
+        ({"labels": {}}, "all values in one file"),
+        ({"labels": {"a": 1, "b": [1, 2]}}, "value 1 stands for another label"),
+        ({"labels": {"a": 0}}, "0 is no value from 1 on"),
+        ({"labels": {"a": 1.5}}, r"1\.5 is no value from 1 on"),
+        ({"label_files": "seg/*/"}, None),
+    ],
+)
+def test_faults_of_the_whole_are_said_at_once(tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
+    for name in ("img/a.nii.gz", "seg/a.nii.gz"):
+        write(tmp_path / name, volume())
+    if message is None:  # a pattern that meets nothing: no case has labels
+        assert roles(folder.plan(tmp_path, **{**ONE_FILE, **changed})) == {"a": "unlabeled"}
+        return
+    with pytest.raises(DualCLError, match=message):
+        folder.plan(tmp_path, **{**ONE_FILE, **changed})
+
+
+def parse(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    folder.add_arguments(parser)
+    return folder.keywords(parser.parse_args(["--images", "*.nii", *arguments]))
+
+
+def test_options_say_the_same_as_keywords(tmp_path: Path) -> None:
+    listed = tmp_path / "labels.yaml"
+    listed.write_text("liver: 1\ntumor: [2, 3]\n", encoding="utf-8")
+    assert parse("--channel", "CT", "--label-yaml", str(listed))["labels"] == {"liver": 1, "tumor": [2, 3]}
+    found = parse("--channel", "CT", "--label", "liver=1", "--label", "tumor=2,3", "--spacing", "1", "1", "2.5")
+    assert found["labels"] == {"liver": [1], "tumor": [2, 3]}
+    assert (found["channels"], found["spacing_mm"]) == ({"CT": ""}, (1, 1, 2.5))
+    assert parse("--channel", "CT", "--label", "liver=Leber.*")["labels"] == {"liver": "Leber.*"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--label", "a=1"), "Name the channel"),
+        (("--channel", "CT"), "Name the labels"),
+        (("--channel", "CT", "--label-yaml", "absent.yaml"), "Cannot read the labels in absent"),
+    ],
+)
+def test_options_that_are_missing_are_asked_for(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DualCLError, match=message):
+        parse(*arguments)
+
+
+def test_a_yaml_file_of_another_shape_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("- liver\n", encoding="utf-8")
+    with pytest.raises(DualCLError, match="must map names to values"):
+        parse("--channel", "CT", "--label-yaml", str(tmp_path / "a.yaml"))
+
+
+def test_a_voxel_size_reaches_the_files(tmp_path: Path) -> None:
+    raw = write(tmp_path / "img/a.nrrd", volume(), compress=False).read_bytes()
+    line = next(line for line in raw.split(b"\n") if line.startswith(b"space directions"))
+    (tmp_path / "img/a.nrrd").write_bytes(raw.replace(line, b"#"))
+    found = {**ONE_FILE, "images": "img/*.nrrd"}
+    with pytest.raises(DualCLError, match="states no voxel size"):
+        folder.plan(tmp_path, **found).cases[0].load()
+    (case,) = folder.plan(tmp_path, **found, spacing_mm=(1, 2, 3)).cases
+    assert case.load().channels[0].GetSpacing() == (1, 2, 3)
+
+
+def test_nothing_is_read_while_planning(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img/a.nii.gz").write_bytes(b"broken")
+    plan = folder.plan(tmp_path, **ONE_FILE)
+    assert roles(plan) == {"a": Role.UNLABELED.value}
+    assert plan.refused == ()

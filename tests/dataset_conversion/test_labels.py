@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_structures, whole_numbers
+from synthetic_volumes import slabs, volume
+
+from nnunet_dualcl.errors import DualCLError
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+def test_whole_numbers_of_any_type(dtype: type) -> None:
+    values = whole_numbers(volume(slabs(1, 2), dtype))
+    assert np.issubdtype(values.dtype, np.integer)
+    np.testing.assert_array_equal(values, slabs(1, 2))
+
+
+def test_fractions_are_no_labels() -> None:
+    with pytest.raises(DualCLError, match=r"such as 0\.5 \(15 voxels\).*nearest neighbor"):
+        whole_numbers(volume(slabs(1) * 0.5, np.float32))
+
+
+def test_values_are_mapped_and_only_known_ones_pass() -> None:
+    np.testing.assert_array_equal(mapped_values(slabs(2, 255), {2: 1, 255: 0}, {0, 1}), slabs(1, 0))
+    np.testing.assert_array_equal(mapped_values(slabs(1, 2), {}, {0, 1, 2}), slabs(1, 2))
+    with pytest.raises(DualCLError, match=r"holds 3, which stand for nothing\. Known: 0, 1, 2"):
+        mapped_values(slabs(1, 3), {}, {0, 1, 2})
+    with pytest.raises(DualCLError, match="holds 1, which"):  # 1 is a value to write, not one of the source
+        mapped_values(slabs(1, 2), {2: 1}, {0, 1})
+    with pytest.raises(DualCLError, match="holds -1,"):
+        mapped_values(slabs(1).astype(int) - 1, {}, {0, 1})
+
+
+def test_many_labels_need_two_bytes() -> None:
+    assert mapped_values(slabs(1) * np.int64(300), {}, {0, 300}).dtype == np.uint16
+    assert mapped_values(slabs(1), {}, {0, 1}).dtype == np.uint8
+
+
+def test_the_first_structure_keeps_what_several_claim() -> None:
+    first, second = slabs(1).astype(bool), (slabs(1) + slabs(0, 1)).astype(bool)
+    merged, overlapping = merge_structures([(2, first), (1, second), (1, second)], first.shape)
+    np.testing.assert_array_equal(merged, slabs(2, 1))
+    assert overlapping == 15
+    assert merge_structures([], (2, 3, 4))[0].shape == (2, 3, 4)

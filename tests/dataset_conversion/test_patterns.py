@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from nnunet_dualcl.dataset_conversion.patterns import compiled, files_below, named_patterns, safe_names
+
+from nnunet_dualcl.errors import DualCLError
+
+GROUPS = ("case", "patient", "channel")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "groups"),
+    [
+        ("images/*.nii.gz", "images/a b.nii.gz", {"case": "a b"}),
+        ("images/*.nii.gz", "images/x/a.nii.gz", None),
+        ("./*/t1.nii", "Müller/t1.nii", {"case": "Müller"}),
+        ("*/*/ct?.mha", "site1/p7/ct1.mha", {"case": "p7"}),
+        ("**/*.nrrd", "a/b/c.nrrd", {"case": "c"}),
+        ("**/*.nrrd", "c.nrrd", {"case": "c"}),
+        ("**/lgemri.nrrd", "train/ABC/lgemri.nrrd", {"case": "ABC"}),
+        (r"(?P<patient>\d+)/(?P<channel>t[12])\.nii", "12/t2.nii", {"patient": "12", "channel": "t2"}),
+        (r"(?P<patient>\d+)/(?P<channel>t[12])\.nii", "12/t3.nii", None),
+    ],
+)
+def test_patterns_meet_whole_paths(pattern: str, path: str, groups: dict[str, str] | None) -> None:
+    match = compiled(pattern, groups=GROUPS).fullmatch(path)
+    assert (match.groupdict() if match else None) == groups
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(?P<case>[", "no regular expression"),
+        ("(?P<organ>.*)", "has a group organ; known are case"),
+        ("(?P<channel>.*)", "tells no cases apart"),
+        ("images/scan.nii", "tells no cases apart"),
+    ],
+)
+def test_patterns_that_cannot_work_are_refused(pattern: str, message: str) -> None:
+    with pytest.raises(DualCLError, match=message):
+        compiled(pattern, groups=GROUPS)
+
+
+def test_names_with_patterns_keep_their_order() -> None:
+    assert list(named_patterns(["b=x=y", "a"], "--label").items()) == [("b", "x=y"), ("a", "")]
+    for pairs in (["a=1", "a=2"], ["=1"]):
+        with pytest.raises(DualCLError, match="give each name once"):
+            named_patterns(pairs, "--label")
+
+
+def test_files_are_sorted_links_followed_once_and_hidden_ones_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/2.nii", "a.nii", "._a.nii", "b/.DS_Store"):
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "again").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert len(files_below(tmp_path)) == 2
+    with pytest.raises(DualCLError, match="is no folder"):
+        files_below(tmp_path / "a.nii")
+
+
+def test_names_become_plain_and_stay_unique() -> None:
+    names = safe_names(["Jörg Müller", "Jorg Muller", "日本", "a_1-b"])
+    assert names == {"Jorg Muller": "Jorg-Muller", "Jörg Müller": "Jorg-Muller-2", "a_1-b": "a_1-b", "日本": "case"}

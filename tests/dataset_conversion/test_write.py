@@ -1,0 +1,441 @@
+"""One writer for all sources: checks, files, splits, leaks, resuming, the report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunet_dualcl.dataset_conversion import write as writer
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from synthetic_volumes import slabs, volume, write
+
+from nnunet_dualcl.data.cases import unlabeled_case_images
+from nnunet_dualcl.errors import DualCLError
+
+NAME = "Dataset007_Toy"
+ALONE = Options(processes=1)
+
+
+def load(images: tuple[Path, ...], label: Path | None) -> Scan:
+    return Scan(
+        tuple(sitk.ReadImage(str(path)) for path in images), None if label is None else sitk.ReadImage(str(label))
+    )
+
+
+def fail(error: Exception) -> Scan:
+    raise error
+
+
+def source_case(
+    folder: Path,
+    name: str,
+    role: Role = Role.LABELED,
+    *,
+    seed: int | None = None,
+    label: np.ndarray | None = None,
+    patient: str = "",
+    channels: int = 1,
+    **changed: Any,
+) -> SourceCase:
+    seed = sum(name.encode()) if seed is None else seed
+    images = tuple(write(folder / f"{name}_{i}.mha", volume(seed + 1000 * i)) for i in range(channels))
+    label = slabs(1, 2) if label is None and role is not Role.UNLABELED else label
+    written = None if label is None else write(folder / f"{name}_label.mha", volume(label, label.dtype, **changed))
+    files = images if written is None else (*images, written)
+    return SourceCase(name, patient or name, role, partial(load, images, written), files, f"source of {name}")
+
+
+def plan_of(*cases: SourceCase, **changed: Any) -> Plan:
+    values: dict[str, Any] = {"channels": ("MR",), "labels": {"a": 1, "b": 2}, "cases": cases}
+    return Plan("toy", **{**values, **changed})
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Plan:
+    source = tmp_path / "source"
+    roles = {"t1": Role.TEST, "u1": Role.UNLABELED, "u2": Role.UNLABELED}
+    return plan_of(
+        *(source_case(source, name, roles.get(name, Role.LABELED)) for name in ("l1", "l2", "t1", "u1", "u2"))
+    )
+
+
+def test_a_dataset_as_nnunet_wants_it(toy: Plan, tmp_path: Path) -> None:
+    target = tmp_path / NAME
+    report = write_dataset(toy, target, ALONE)
+    assert report.exit_code == 0
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*.nii.gz")} == {
+        "imagesTr/l1_0000.nii.gz", "imagesTr/l2_0000.nii.gz", "labelsTr/l1.nii.gz", "labelsTr/l2.nii.gz",
+        "imagesTs/t1_0000.nii.gz", "labelsTs/t1.nii.gz",
+        "imagesUnlabeled/u1_0000.nii.gz", "imagesUnlabeled/u2_0000.nii.gz",
+    }  # fmt: skip
+    verify_dataset_integrity(str(target), num_processes=1)
+    content = json.loads((target / "dataset.json").read_text())
+    assert (content["channel_names"], content["numTraining"]) == ({"0": "MR"}, 2)
+    assert content["labels"] == {"background": 0, "a": 1, "b": 2}
+    assert list(unlabeled_case_images(target, content, [])) == ["u1", "u2"]
+    folds = json.loads((target / "splits_final.json").read_text())
+    assert sorted(fold["val"] for fold in folds) == [["l1"], ["l2"]]
+    written = sitk.ReadImage(str(target / "imagesTr/l1_0000.nii.gz"))
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(toy.cases[0].load().channels[0])
+    )
+    assert written.GetPixelID() == sitk.sitkInt16
+
+
+def test_a_published_split_is_kept_less_what_failed(tmp_path: Path) -> None:
+    cases = [source_case(tmp_path, name) for name in ("a", "b", "c")]
+    cases[1] = replace(cases[1], load=partial(fail, DualCLError("no good")))
+    split = ({"train": ["a", "b"], "val": ["c"], "unlabeled": []},)
+    report = write_dataset(plan_of(*cases, split=split), tmp_path / NAME, ALONE)
+    assert list(report.folds) == [{"train": ["a"], "val": ["c"], "unlabeled": []}]
+    assert [(each.where, each.reason) for each in report.failed] == [("b (source of b)", "no good")]
+    assert report.exit_code == 1
+    assert "failed: b (source of b): no good" in report.summary()
+
+
+def test_the_same_input_gives_the_same_bytes(toy: Plan, tmp_path: Path) -> None:
+    first, second = tmp_path / "1" / NAME, tmp_path / "2" / NAME
+    write_dataset(toy, first, ALONE)
+    write_dataset(replace(toy, cases=toy.cases[::-1]), second, Options(processes=2))
+    assert everything_in(first) == everything_in(second)
+    assert not [name for name in everything_in(first) if "partial" in name]
+
+
+def test_an_interrupted_run_goes_on(toy: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, target = tmp_path / "whole" / NAME, tmp_path / NAME
+    write_dataset(toy, whole, ALONE)
+    original, count = writer.convert_case, iter(range(9))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(writer, "convert_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(toy, target, ALONE)
+    monkeypatch.undo()
+    assert not (target / "dataset.json").exists()
+    (target / "imagesTr" / ".l9_0000.partial-1.nii.gz").write_bytes(b"half")
+    with pytest.raises(DualCLError, match="Go on with it by --resume"):
+        write_dataset(toy, target, ALONE)
+    kept = target / "imagesTr" / "l1_0000.nii.gz"
+    before = kept.stat().st_mtime_ns
+    write_dataset(toy, target, replace(ALONE, resume=True))
+    assert kept.stat().st_mtime_ns == before
+    assert everything_in(target) == everything_in(whole)
+
+
+def test_resuming_redoes_what_failed_changed_or_is_lost(toy: Plan, tmp_path: Path) -> None:
+    target = tmp_path / NAME
+    failing = replace(toy.cases[1], load=partial(fail, DualCLError("not yet")))
+    report = write_dataset(replace(toy, cases=(toy.cases[0], failing, *toy.cases[2:])), target, ALONE)
+    assert len(report.failed) == 1
+    (target / "labelsTs" / "t1.nii.gz").unlink()
+    write(toy.cases[0].files[0], volume(99, np.int32))
+    report = write_dataset(toy, target, replace(ALONE, resume=True))
+    assert (report.failed, len(report.records)) == ((), 5)
+    assert (target / "labelsTs" / "t1.nii.gz").is_file()
+    written = sitk.ReadImage(str(target / "imagesTr" / "l1_0000.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(volume(99)))
+
+
+def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> None:
+    target = tmp_path / NAME
+    write_dataset(toy, target, ALONE)
+    with pytest.raises(DualCLError, match=r"labels .* now .*\. Repeat with those of before"):
+        write_dataset(replace(toy, labels={"a": 1, "c": 2}), target, replace(ALONE, resume=True))
+    with pytest.raises(DualCLError, match="empty_labels 'refuse', now 'keep'"):
+        write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="keep"))
+    moved = (replace(toy.cases[0], role=Role.UNLABELED), *toy.cases[1:])
+    with pytest.raises(DualCLError, match="l1 was converted as labeled, and is unlabeled now"):
+        write_dataset(replace(toy, cases=moved), target, replace(ALONE, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Toy", "nnU-Net wants a folder such as"),
+        ("Dataset7_Toy", "nnU-Net wants a folder such as"),
+        ("Dataset007_To y", "nnU-Net wants a folder such as"),
+        ("Dataset008_Other", "has the number 008 already"),
+        ("Dataset009_Foreign", "was not made by this program"),
+    ],
+)
+def test_targets_that_will_not_do(toy: Plan, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "Dataset008_There").mkdir()
+    (tmp_path / "Dataset009_Foreign").mkdir()
+    with pytest.raises(DualCLError, match=message):
+        write_dataset(toy, tmp_path / name, replace(ALONE, resume=True))
+    assert not list((tmp_path / "Dataset009_Foreign").iterdir())
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    toy: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(1, 1, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DualCLError, match=r"0\.0 GiB free.*Make room"):
+        write_dataset(toy, tmp_path / NAME, ALONE)
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": {"a": 1, "b": 3}}, r"without a gap, got \[0, 1, 3\]"),
+        ({"labels": {}}, "without a gap"),
+        ({"cases": ()}, "No labeled case .*Left out: x: y"),
+    ],
+)
+def test_plans_that_train_nothing(toy: Plan, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(DualCLError, match=message):
+        write_dataset(replace(toy, refused=(Refusal("x", "y"),), **changed), tmp_path / NAME, ALONE)
+
+
+def test_case_names_must_be_plain_and_unique(toy: Plan, tmp_path: Path) -> None:
+    for name in ("a b", "l2"):
+        with pytest.raises(DualCLError, match=f"unique and of letters.* {name}"):
+            write_dataset(
+                replace(toy, cases=(replace(toy.cases[0], name=name), *toy.cases[1:])), tmp_path / NAME, ALONE
+            )
+
+
+def test_one_scan_under_two_names_stays_once_and_never_leaks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    cases = [
+        source_case(source, "a", seed=1),
+        source_case(source, "b", seed=2),
+        source_case(source, "c", Role.UNLABELED, seed=1),
+        source_case(source, "d", Role.TEST, seed=3),
+        source_case(source, "e", Role.UNLABELED, seed=3),
+        source_case(source, "f", seed=3),
+    ]
+    # the same values in another type are the same scan
+    write(cases[2].files[0], volume(sitk.GetArrayFromImage(cases[0].load().channels[0]), np.float32))
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    assert [record.name for record in report.records] == ["a", "b", "d"]
+    assert [each.reason for each in report.repeated] == [
+        "c has the same voxels as a",
+        "e has the same voxels as d",
+        "f has the same voxels as d",
+    ]
+    written = [
+        path.name.split("_")[0].split(".")[0] for path in (tmp_path / NAME).rglob("*.*") if path.suffix != ".html"
+    ]
+    assert not {"c", "e", "f"} & set(written)
+    assert json.loads((tmp_path / NAME / "dataset.json").read_text())["numTraining"] == 2
+
+
+def test_a_patient_of_the_test_set_is_left_out_of_training(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    cases = [
+        source_case(source, "a", patient="p1"),
+        source_case(source, "b", patient="p2"),
+        source_case(source, "c", Role.TEST, patient="p2"),
+        source_case(source, "d", Role.UNLABELED, patient="p2"),
+        source_case(source, "e", Role.UNLABELED, patient="p1"),
+        source_case(source, "f", patient="p3"),
+    ]
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    assert [record.name for record in report.records] == ["a", "c", "e", "f"]
+    assert {each.where for each in report.plan.refused} == {"source of b", "source of d"}
+    # e, of patient p1, is trained on in every fold, so a is never validated on
+    assert [fold["val"] for fold in report.folds] == [["f"]]
+
+
+def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
+    """Cases whose files can be read and whose content will not do."""
+    shifted = {"origin": (5.5, -7, 11)}
+    image = write(folder / "flat.mha", volume(np.full((7, 9, 11), 3)))
+    wide = write(folder / "wide.mha", volume(np.arange(693).reshape(7, 9, 11) * 10**9, np.int64))
+    good = source_case(folder, "good")
+    return {
+        "shifted by half a voxel": (source_case(folder, "c1", label=slabs(1), **shifted), "on another grid.*origin"),
+        "another spacing": (source_case(folder, "c2", label=slabs(1), spacing=(1, 1.5, 3.1)), "grid.*spacing"),
+        "another size": (source_case(folder, "c3", label=slabs(1)[1:]), "on another grid.*size 11x9x6"),
+        "fractions": (source_case(folder, "c4", label=slabs(1, dtype=np.float32) / 2), "no whole numbers"),
+        "NaN": (source_case(folder, "c5", label=slabs(1, dtype=np.float32) * np.nan), "no whole numbers, such as nan"),
+        "unknown value": (source_case(folder, "c6", label=slabs(1, 9)), "holds 9, which stand for nothing"),
+        "negative value": (source_case(folder, "c7", label=slabs(1, dtype=np.int16) - 1), "holds -1"),
+        "empty": (source_case(folder, "c8", label=slabs()), "background in every voxel"),
+        "no label": (replace(good, name="c9", load=partial(load, good.files[:1], None)), "has no label"),
+        "no contrast": (replace(good, name="c10", load=partial(load, (image,), good.files[1])), "is 3 in every voxel"),
+        "too wide": (replace(good, name="c11", load=partial(load, (wide,), good.files[1])), "beyond 32 bits"),
+        "too many channels": (
+            replace(good, name="c12", load=partial(load, good.files[:1] * 2, good.files[1])),
+            "2 channels, 1 are wanted: MR",
+        ),
+        "unforeseen": (replace(good, name="c13", load=partial(fail, KeyError("x"))), "KeyError: 'x'"),
+        "out of memory": (replace(good, name="c14", load=partial(fail, MemoryError())), "MemoryError"),
+        "unreadable": (replace(good, name="c15", load=partial(load, (folder / "gone.mha",), None)), "RuntimeError"),
+    }
+
+
+def test_bad_cases_fail_alone_with_their_reason(tmp_path: Path) -> None:
+    bad = bad_cases(tmp_path / "source")
+    good = source_case(tmp_path / "source", "good")
+    report = write_dataset(plan_of(good, *(case for case, _ in bad.values())), tmp_path / NAME, ALONE)
+    assert [record.name for record in report.records] == ["good"]
+    reasons = {each.where.split()[0]: each.reason for each in report.failed}
+    assert len(reasons) == len(bad)
+    for fault, (case, message) in bad.items():
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(f"{fault}: {reasons[case.name]}")
+    files = [path.name for path in (tmp_path / NAME).rglob("c[0-9]*")]
+    assert files == []
+    verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
+
+
+def test_a_shifted_label_is_resampled_on_demand(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a", label=slabs(1), origin=(5.4, -7, 11))
+    report = write_dataset(plan_of(case), tmp_path / NAME, replace(ALONE, resample_labels=True))
+    assert "the label was resampled" in report.records[0].notes[0]
+    verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
+
+
+def test_rounding_in_a_label_header_is_mended_silently(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a", label=slabs(1), origin=(5.0005, -7, 11))
+    report = write_dataset(plan_of(case), tmp_path / NAME, ALONE)
+    assert report.records[0].notes == ()
+    image, label = (
+        sitk.ReadImage(str(tmp_path / NAME / name)) for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    )
+    assert image.GetOrigin() == label.GetOrigin()
+
+
+def test_channels_on_two_grids_are_resampled_on_demand(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a", channels=2)
+    write(case.files[1], volume(5, origin=(6, -7, 11)))
+    plan = plan_of(case, channels=("T1", "T2"))
+    failed = write_dataset(plan, tmp_path / "1" / NAME, ALONE).failed
+    assert "channel T2 is on another grid than T1" in failed[0].reason
+    assert not (tmp_path / "1" / NAME / "dataset.json").exists()
+    report = write_dataset(plan, tmp_path / "2" / NAME, replace(ALONE, resample_channels=True))
+    assert "channel T2 was resampled onto the grid of T1" in report.records[0].notes[0]
+    verify_dataset_integrity(str(tmp_path / "2" / NAME), num_processes=1)
+
+
+def test_empty_labels_are_kept_or_taken_as_unlabeled_on_demand(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    cases = (source_case(source, "a"), source_case(source, "b", label=slabs()))
+    kept = write_dataset(plan_of(*cases), tmp_path / "1" / NAME, replace(ALONE, empty_labels="keep"))
+    assert [record.role for record in kept.records] == [Role.LABELED, Role.LABELED]
+    assert (tmp_path / "1" / NAME / "labelsTr/b.nii.gz").is_file()
+    options = replace(ALONE, empty_labels="unlabeled")
+    moved = write_dataset(plan_of(*cases), tmp_path / "2" / NAME, options)
+    assert [record.role for record in moved.records] == [Role.LABELED, Role.UNLABELED]
+    assert (tmp_path / "2" / NAME / "imagesUnlabeled/b_0000.nii.gz").is_file()
+    assert not (tmp_path / "2" / NAME / "labelsTr/b.nii.gz").exists()
+    again = write_dataset(plan_of(*cases), tmp_path / "2" / NAME, replace(options, resume=True))
+    assert again.as_json() == moved.as_json()
+
+
+@pytest.mark.parametrize("value", ["maybe", ""])
+def test_options_are_checked(value: str) -> None:
+    with pytest.raises(DualCLError, match="empty_labels must be one of refuse, keep, unlabeled"):
+        Options(empty_labels=value)
+    with pytest.raises(DualCLError, match="1 or more"):
+        Options(processes=0)
+
+
+def test_regions_reach_the_dataset(tmp_path: Path) -> None:
+    labels: dict[str, int | list[int]] = {"whole": [1, 2], "core": 2}
+    case = source_case(tmp_path, "a")
+    report = write_dataset(plan_of(case, labels=labels, regions_class_order=(1, 2)), tmp_path / NAME, ALONE)
+    assert dict(report.records[0].voxels) == {"whole": 30, "core": 15}
+    content = json.loads((tmp_path / NAME / "dataset.json").read_text())
+    assert (content["labels"]["whole"], content["regions_class_order"]) == ([1, 2], [1, 2])
+    verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
+
+
+def test_the_page_shows_every_case_and_escapes_names(toy: Plan, tmp_path: Path) -> None:
+    odd = replace(toy.cases[0], where="<b>odd</b> name")
+    report = write_dataset(
+        replace(toy, cases=(odd, *toy.cases[1:]), refused=(Refusal("x<y", "z"),), notes=("look here",)),
+        tmp_path / NAME,
+        ALONE,
+    )
+    page = (tmp_path / NAME / "conversion" / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "&lt;b&gt;odd",
+        "x&lt;y",
+        "look here",
+        *(f'src="cases/{record.name}.png"' for record in report.records),
+    ):
+        assert text in page
+    assert "<b>odd" not in page
+    for record in report.records:
+        assert (tmp_path / NAME / "conversion" / "cases" / f"{record.name}.png").read_bytes().startswith(b"\x89PNG")
+    stored = json.loads((tmp_path / NAME / "conversion" / "report.json").read_text(encoding="utf-8"))
+    assert stored["counts"] == {"labeled": 2, "unlabeled": 2, "test": 1}
+
+
+def test_a_private_report_names_no_unforeseen_text(toy: Plan, tmp_path: Path) -> None:
+    failing = replace(toy.cases[0], load=partial(fail, ValueError("/data/DOE^JANE/1.dcm")))
+    write_dataset(replace(toy, cases=(failing, *toy.cases[1:]), private=True), tmp_path / NAME, ALONE)
+    assert not [name for name, content in everything_in(tmp_path / NAME).items() if b"DOE" in content]
+    assert b"ValueError" in (tmp_path / NAME / "conversion" / "report.json").read_bytes()
+
+
+def test_the_key_list_lies_outside_and_belongs_to_its_owner(toy: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "keys.csv"
+    report = write_dataset(toy, tmp_path / NAME, ALONE)
+    write_key_list(path, [replace(case, key={"patient_id": "J. Doe"}) for case in toy.cases], report.records)
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == ["case,patient_id,files", "l1,J. Doe,2"]
+    assert os.stat(path).st_mode & 0o077 == 0
+    with pytest.raises(DualCLError, match="outside the dataset"):
+        write_dataset(toy, tmp_path / "1" / NAME, Options(key_list=tmp_path / "1" / NAME / "keys.csv"))
+    with pytest.raises(DualCLError, match="exists"):
+        write_dataset(toy, tmp_path / "1" / NAME, Options(key_list=path))
+
+
+def test_a_dry_run_writes_nothing_and_says_all(toy: Plan, tmp_path: Path) -> None:
+    text = dry_run(replace(toy, refused=(Refusal("x", "because"),), notes=("mind this",)), tmp_path / NAME)
+    for expected in ("labeled: 2 of 2 patient(s)", "l1  <- source of l1", "left out: x: because", "mind this"):
+        assert expected in text
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_killed_worker_fails_its_case_alone(toy: Plan, tmp_path: Path) -> None:
+    dying = replace(toy.cases[0], load=partial(os._exit, 9))
+    report = write_dataset(replace(toy, cases=(dying, *toy.cases[1:])), tmp_path / NAME, Options(processes=2))
+    assert [record.name for record in report.records] == ["l2", "t1", "u1", "u2"]
+    assert "BrokenProcessPool" in report.failed[0].reason
+
+
+def test_a_killed_conversion_leaves_no_half_file(tmp_path: Path) -> None:
+    """SIGKILL while files are being written: what has its final name is whole."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import SimpleITK as sitk, os\n"
+        "from test_write import source_case, plan_of, write_dataset, ALONE\n"
+        "folder = Path(sys.argv[2]); original = sitk.WriteImage\n"
+        "plan = plan_of(source_case(folder, 'a'), source_case(folder, 'b'))\n"
+        "def half(image, path, **options):\n"
+        "    original(image, path, **options)\n"
+        "    if 'b_0000' in path: open(path, 'r+b').truncate(50); os.kill(os.getpid(), 9)\n"
+        f"sitk.WriteImage = half; write_dataset(plan, folder / '{NAME}', ALONE)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], check=False)
+    assert done.returncode == -9
+    whole = sorted(path.name for path in (tmp_path / NAME).rglob("*.nii.gz") if not path.name.startswith("."))
+    assert whole == ["a.nii.gz", "a_0000.nii.gz"]
+    cases = [source_case(tmp_path, name) for name in ("a", "b")]
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, replace(ALONE, resume=True))
+    assert len(report.records) == 2
+    assert not list((tmp_path / NAME).rglob(".*"))
