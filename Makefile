@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-lowest lint clean
 
 install: $(INSTALLED)
 
@@ -19,10 +19,16 @@ demo: install
 test: install
 	$(VENV)/bin/python -m pytest
 
+# The lowest releases of what we depend on; tests of the benchmarks need newer ones.
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet -c .ci/lowest.txt -e . "pytest>=8,<10"
+	$(VENV)-lowest/bin/python -m pytest $(addprefix tests/,data dataset_conversion export losses networks preprocessing trainers training)
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest demo_output build *.egg-info

@@ -47,9 +47,11 @@ def mapped_values(values: np.ndarray, value_map: Mapping[int, int], allowed: Ite
             f"the label holds {', '.join(str(value) for value in unknown[:10])}, which stand for nothing. Known: "
             f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or map them to 0."
         )
-    table = np.array([target[value] for value in present])
-    mapped = table[np.searchsorted(present, values)]
-    return np.asarray(mapped.astype(np.uint8 if mapped.max(initial=0) < 256 else np.uint16))
+    lowest = min(present)
+    table = np.zeros(max(present) - lowest + 1, np.uint8 if max(target.values()) < 256 else np.uint16)
+    for value in present:
+        table[value - lowest] = target[value]
+    return np.asarray(table[values - lowest])
 
 
 def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

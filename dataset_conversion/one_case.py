@@ -223,14 +223,18 @@ def _checked_label(
 
 
 def _voxels(label: sitk.Image, plan: Plan) -> dict[str, int]:
-    counts = np.bincount(sitk.GetArrayViewFromImage(label).ravel(), minlength=max(plan.label_values) + 1)
+    values, counts = np.unique(sitk.GetArrayViewFromImage(label), return_counts=True)
+    count = dict(zip(values.tolist(), counts.tolist(), strict=True))
     return {
-        name: int(sum(counts[value] for value in ([values] if isinstance(values, int) else values)))
-        for name, values in plan.labels.items()
+        name: sum(count.get(value, 0) for value in ([wanted] if isinstance(wanted, int) else wanted))
+        for name, wanted in plan.labels.items()
     }
 
 
 def _pixel_hash(image: sitk.Image) -> str:
     """Of the values as numbers: the same scan stored as int16 and as float32 has one hash."""
-    values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image), dtype=np.float32)
-    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+    values = sitk.GetArrayViewFromImage(image)
+    digest = hashlib.sha256(repr(values.shape).encode())
+    for plane in values:  # one at a time: no second volume in memory
+        digest.update(plane.astype(np.float32).tobytes())
+    return digest.hexdigest()

@@ -23,15 +23,15 @@ def overlay(image: sitk.Image, label: sitk.Image | None) -> Image.Image:
     values from the 1st to the 99th percentile.
     """
     image = sitk.DICOMOrient(image, "LPS")
-    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    values = sitk.GetArrayViewFromImage(image)
     labels = None if label is None else sitk.GetArrayFromImage(sitk.DICOMOrient(label, "LPS"))
-    low, high = np.percentile(values, (1, 99))
-    gray = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    low, high = np.percentile(values[tuple(slice(None, None, 1 + size // 64) for size in values.shape)], (1, 99))
     x, y, z = image.GetSpacing()
     planes = []
     for axis, height_mm, width_mm in ((0, y, x), (1, z, x), (2, z, y)):
         at = _center(labels, axis) if labels is not None and labels.any() else values.shape[axis] // 2
-        plane = np.repeat(gray.take(at, axis)[..., None], 3, axis=2)
+        gray = np.clip((values.take(at, axis) - low) / max(float(high - low), 1e-6), 0, 1) * 255
+        plane = np.repeat(gray[..., None], 3, axis=2)
         if labels is not None:
             plane = _colored(plane, labels.take(at, axis))
         if axis != 0:

@@ -282,6 +282,7 @@ def test_under_autocast_the_terms_are_those_of_float32(kind: str) -> None:
         torch.testing.assert_close(plain, cast, rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="aborts where CUDA is claimed and there is no GPU")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_stays_on_the_device(kind: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
