@@ -70,6 +70,7 @@ class ConversionReport:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but pictures; no time and no place, so that the same input gives the same file."""
+        unlabeled = {record.name for record in self.records if record.role is Role.UNLABELED}  # of every fold
         return {
             "version": __version__,
             "kind": self.plan.kind,
@@ -84,7 +85,14 @@ class ConversionReport:
             "cases": [asdict(record) for record in self.records],
             "failed": [asdict(each) for each in self.failed],
             "left_out": [asdict(each) for each in (*self.plan.refused, *self.repeated)],
-            "folds": [{role: len(cases) for role, cases in fold.items()} for fold in self.folds],
+            "folds": [
+                {
+                    "train": len(fold["train"]),
+                    "val": len(fold["val"]),
+                    "unlabeled": len(unlabeled | {*fold.get("unlabeled", ())}),
+                }
+                for fold in self.folds
+            ],
         }
 
 

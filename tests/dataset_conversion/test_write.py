@@ -384,6 +384,7 @@ def test_the_page_shows_every_case_and_escapes_names(toy: Plan, tmp_path: Path) 
         assert (tmp_path / NAME / "conversion" / "cases" / f"{record.name}.png").read_bytes().startswith(b"\x89PNG")
     stored = json.loads((tmp_path / NAME / "conversion" / "report.json").read_text(encoding="utf-8"))
     assert stored["counts"] == {"labeled": 2, "unlabeled": 2, "test": 1}
+    assert stored["folds"] == [{"train": 1, "val": 1, "unlabeled": 2}] * 2
 
 
 def test_a_private_report_names_no_unforeseen_text(toy: Plan, tmp_path: Path) -> None:
