@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import SimpleITK as sitk
@@ -67,17 +68,13 @@ def record_path(target: Path, case: str) -> Path:
     return target / CASES_FOLDER / f"{case}.json"
 
 
-def read_record(target: Path, case: SourceCase, num_channels: int) -> Record | None:
-    """The record of a case that is finished and whose source has not changed since; None where it is to be done.
-
-    Raises:
-        DualCLError: the case is there in another role than planned now; its files would be in two folders.
-    """
-    path = record_path(target, case.name)
+def read_record(target: Path, case: str) -> Record | None:
+    """The record of a case that was converted before, or None."""
+    path = record_path(target, case)
     if not path.is_file():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    record = Record(
+    return Record(
         **{
             **stored,
             "role": Role(stored["role"]),
@@ -85,13 +82,29 @@ def read_record(target: Path, case: SourceCase, num_channels: int) -> Record | N
             **{name: tuple(stored[name]) for name in ("size_xyz", "spacing_xyz_mm", "pixel_hashes", "notes")},
         }
     )
+
+
+def is_finished(record: Record | None, target: Path, case: SourceCase, num_channels: int) -> TypeGuard[Record]:
+    """Whether all files of a case are there and its source has not changed since.
+
+    Raises:
+        DualCLError: the case is there in another role than planned now.
+    """
+    if record is None:
+        return False
     if record.planned_role != case.role:
         raise DualCLError(
             f"{target}: {case.name} was converted as {record.planned_role.value}, and is {case.role.value} now. "
             "Convert into a new dataset, or with the options of before."
         )
     whole = all((target / file).is_file() for file in record.files(num_channels))
-    return record if whole and record.source_bytes == source_bytes(case) else None
+    return whole and record.source_bytes == source_bytes(case)
+
+
+def remove(record: Record, target: Path, num_channels: int) -> None:
+    """Delete the files of a case, its record first: without one they count as missing."""
+    for path in (record_path(target, record.name), *(target / file for file in record.files(num_channels))):
+        path.unlink(missing_ok=True)
 
 
 def source_bytes(case: SourceCase) -> int:

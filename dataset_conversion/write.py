@@ -19,8 +19,9 @@ from nnunet_dualcl.dataset_conversion.one_case import (
     FILE_ENDING,
     Record,
     convert_case,
+    is_finished,
     read_record,
-    record_path,
+    remove,
     source_bytes,
 )
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
@@ -62,14 +63,22 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
     plan = _without_leaks(plan)
     check_plan(plan)
     _check_target(plan, target, options)
-    finished = {case.name: read_record(target, case, len(plan.channels)) for case in plan.cases}
-    remaining = {case.name: case for case in plan.cases if finished[case.name] is None}
+    stored = {case.name: read_record(target, case.name) for case in plan.cases}
+    finished: dict[str, Record] = {}
+    for case in plan.cases:
+        record = stored[case.name]
+        if is_finished(record, target, case, len(plan.channels)):
+            finished[case.name] = record
+    remaining = {case.name: case for case in plan.cases if case.name not in finished}
     _check_disk(target, list(remaining.values()))
     _begin(plan, target, options)
+    for outdated in (stored[name] for name in remaining):
+        if outdated is not None:  # of a source that has changed; it must not outlive a failure
+            remove(outdated, target, len(plan.channels))
     failed = _convert(plan, target, options, remaining, finished)
-    kept, repeated = _without_repeats([record for record in finished.values() if record is not None])
+    kept, repeated = _without_repeats(list(finished.values()))
     for record, _ in repeated:
-        _remove(record, target, len(plan.channels))
+        remove(record, target, len(plan.channels))
     report = ConversionReport(
         plan=replace(plan, cases=()),
         target=target,
@@ -156,6 +165,13 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
             + "; ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in differing)
             + ". Repeat with those of before, or convert into a new dataset."
         )
+    planned = {case.name for case in plan.cases}
+    gone = [path.stem for path in sorted((target / CASES_FOLDER).glob("*.json")) if path.stem not in planned]
+    if gone:
+        raise DualCLError(
+            f"{target} holds {', '.join(gone[:5])}, which the source has no more. Put the files back, or convert "
+            "into a new dataset."
+        )
 
 
 def _settings(plan: Plan, options: Options) -> dict[str, Any]:
@@ -197,7 +213,7 @@ def _convert(
     target: Path,
     options: Options,
     cases: Mapping[str, SourceCase],
-    finished: dict[str, Record | None],
+    finished: dict[str, Record],
 ) -> list[Refusal]:
     """Convert ``cases``, put their records into ``finished``, and return the failures in order of case names."""
     failures: dict[str, Refusal] = {}
@@ -235,12 +251,6 @@ def _without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[tupl
         kept.append(record)
         owner.update(dict.fromkeys(record.pixel_hashes, record.name))
     return sorted(kept, key=lambda record: record.name), sorted(repeated, key=lambda pair: pair[0].name)
-
-
-def _remove(record: Record, target: Path, num_channels: int) -> None:
-    record_path(target, record.name).unlink()
-    for path in record.files(num_channels):
-        (target / path).unlink()
 
 
 def _folds(plan: Plan, records: Sequence[Record], options: Options) -> list[Fold]:

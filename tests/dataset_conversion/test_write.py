@@ -155,6 +155,19 @@ def test_resuming_redoes_what_failed_changed_or_is_lost(toy: Plan, tmp_path: Pat
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(volume(99)))
 
 
+def test_what_a_changed_source_no_longer_gives_goes(toy: Plan, tmp_path: Path) -> None:
+    target = tmp_path / NAME
+    write_dataset(toy, target, ALONE)
+    label = toy.cases[0].files[1]
+    write(label, volume(slabs(9), np.uint16))
+    report = write_dataset(toy, target, replace(ALONE, resume=True))
+    assert "holds 9" in report.failed[0].reason
+    assert not list(target.rglob("l1*"))
+    verify_dataset_integrity(str(target), num_processes=1)
+    with pytest.raises(DualCLError, match="holds l2, which the source has no more"):
+        write_dataset(replace(toy, cases=(toy.cases[0], *toy.cases[2:])), target, replace(ALONE, resume=True))
+
+
 def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> None:
     target = tmp_path / NAME
     write_dataset(toy, target, ALONE)
