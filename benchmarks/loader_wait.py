@@ -32,9 +32,9 @@ PLANS = "waiting"
 
 def prepare(patch: list[int], features: list[int]) -> Path:
     """Phantoms, planned and preprocessed; returns the preprocessed dataset's folder."""
-    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
+    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
     from nnunet_dualcl.small_plans import write_small_plans
 
     raw = write_phantom_dataset(

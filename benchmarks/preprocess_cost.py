@@ -31,8 +31,9 @@ DATASET_ID = 998
 
 def prepare(cases: int, processes: int, size_zyx: tuple[int, int, int]) -> Path:
     """Raw dataset and plans; returns the preprocessed dataset's folder."""
-    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+
+    from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 
     raw = write_phantom_dataset(
         Path(os.environ["nnUNet_raw"]), dataset_id=DATASET_ID, labeled=cases, validation=0, unlabeled=0, test=0,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import yaml
+
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference
 from nnunet_dualcl.dataset_conversion.labels import merge_structures, whole_numbers
 from nnunet_dualcl.dataset_conversion.patterns import (
@@ -31,7 +32,6 @@ from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, 
 from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
 from nnunet_dualcl.dataset_conversion.report import ConversionReport
 from nnunet_dualcl.dataset_conversion.write import write_dataset
-
 from nnunet_dualcl.errors import DualCLError
 
 Spacing = tuple[float, float, float]
@@ -130,6 +130,13 @@ def plan(
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
         value_map={} if structures is not None else _value_map(labels),
+        settings={
+            "--images": images,
+            "--labels": str(label_files),
+            "--channel": repr(dict(channels)),
+            "--label": repr(dict(labels)),
+            "--spacing": str(spacing_mm),
+        },
     )
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 import SimpleITK as sitk
+
+from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto
 from nnunet_dualcl.dataset_conversion.labels import mapped_values, whole_numbers
 from nnunet_dualcl.dataset_conversion.picture import overlay
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
-
-from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import IMAGES_UNLABELED
 
@@ -98,7 +98,7 @@ def is_finished(record: Record | None, target: Path, case: SourceCase, num_chann
             "Convert into a new dataset, or with the options of before."
         )
     whole = all((target / file).is_file() for file in record.files(num_channels))
-    return whole and record.source_bytes == source_bytes(case)
+    return whole and record.source_bytes == bytes_of(case.files)
 
 
 def remove(record: Record, target: Path, num_channels: int) -> None:
@@ -107,10 +107,10 @@ def remove(record: Record, target: Path, num_channels: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def source_bytes(case: SourceCase) -> int:
-    """Bytes of all files that a case is read from; files that cannot be looked at count nothing."""
+def bytes_of(paths: Iterable[Path]) -> int:
+    """Size of all files together; those that cannot be looked at count nothing."""
     total = 0
-    for path in case.files:
+    for path in paths:
         try:
             total += path.stat().st_size
         except OSError:
@@ -144,7 +144,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
         spacing_xyz_mm=tuple(round(edge, 6) for edge in channels[0].GetSpacing()),
         voxels={} if label is None else _voxels(label, plan),
         pixel_hashes=tuple(_pixel_hash(channel) for channel in channels),
-        source_bytes=source_bytes(case),
+        source_bytes=bytes_of(case.files),
         notes=tuple(notes),
     )
     *images, picture = record.files(len(channels))

@@ -93,6 +93,8 @@ class Plan:
             patients. Cases that failed are taken out of it.
         notes: what the report says about the whole.
         about: ``reference``, ``licence``, ``description`` for ``dataset.json``.
+        settings: further choices of the user that decide how a case comes out, as option -> text; a resumed conversion
+            must make the same.
         private: the source holds identities (DICOM): the report names no file and no identifier.
     """
 
@@ -106,6 +108,7 @@ class Plan:
     split: tuple[Mapping[str, list[str]], ...] | None = None
     notes: tuple[str, ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nnunet_dualcl.dataset_conversion.headers import AGAIN, check_length, read_header
 
+from nnunet_dualcl.dataset_conversion.headers import AGAIN, check_length, read_header
 from nnunet_dualcl.errors import DualCLError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nnunet_dualcl import __version__
+from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.dataset_conversion.geometry import TOLERANCE
 from nnunet_dualcl.dataset_conversion.one_case import Record
 from nnunet_dualcl.dataset_conversion.picture import color_of
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role
-
-from nnunet_dualcl import __version__
-from nnunet_dualcl.atomic import write_text
 
 REPORT_FILE = Path("conversion") / "report.json"
 REPORT_PAGE = Path("conversion") / "report.html"

@@ -13,23 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from nnunet_dualcl import __version__
+from nnunet_dualcl.atomic import write_table, write_text
 from nnunet_dualcl.dataset_conversion.folds import Fold, patient_folds, without
 from nnunet_dualcl.dataset_conversion.one_case import (
     CASES_FOLDER,
     FILE_ENDING,
     Record,
+    bytes_of,
     convert_case,
     is_finished,
     read_record,
     remove,
-    source_bytes,
 )
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
-from tqdm import tqdm
-
-from nnunet_dualcl import __version__
-from nnunet_dualcl.atomic import write_table, write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import SPLITS_FILE
 from nnunet_dualcl.parallel import results
@@ -124,7 +124,7 @@ def dry_run(plan: Plan, target: Path) -> str:
         lines += [f"  {case.name}  <- {case.where}" for case in cases]
     lines += [f"left out: {each.where}: {each.reason}" for each in plan.refused]
     lines += plan.notes
-    size = sum(source_bytes(case) for case in plan.cases)
+    size = bytes_of({path for case in plan.cases for path in case.files})
     lines.append(f"Sources: {size / 2**30:.2f} GiB; the target needs about as much at most.")
     return "\n".join(lines)
 
@@ -182,6 +182,7 @@ def _settings(plan: Plan, options: Options) -> dict[str, Any]:
         "labels": plan.labels,
         "value_map": {str(value): mapped for value, mapped in sorted(plan.value_map.items())},
         "regions_class_order": plan.regions_class_order,
+        "settings": plan.settings,
         **{name: getattr(options, name) for name in ("resample_labels", "resample_channels", "empty_labels")},
     }
     settings: dict[str, Any] = json.loads(json.dumps(decisive))
@@ -189,7 +190,7 @@ def _settings(plan: Plan, options: Options) -> dict[str, Any]:
 
 
 def _check_disk(target: Path, cases: Sequence[SourceCase]) -> None:
-    needed = _ROOM * sum(source_bytes(case) for case in cases)
+    needed = _ROOM * bytes_of({path for case in cases for path in case.files})
     existing = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise DualCLError(f"{existing} cannot be written to. Set nnUNet_raw to a folder of yours.")

@@ -5,10 +5,10 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from nnunet_dualcl.dataset_conversion.phantom import LABELS
 
 from nnunet_dualcl import demo
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.dataset_conversion.phantom import LABELS
 
 CONFIG = DualCLConfig(num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1, contrastive_samples=64)
 MODELS = ["stock nnU-Net", "DualCL", "DualCL, exported"]

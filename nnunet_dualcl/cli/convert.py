@@ -15,6 +15,13 @@ from nnunet_dualcl.layout import SPLITS_FILE, required_folder
 
 KINDS = {
     "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
+    "dicom": "a DICOM export, segmentations as RTSTRUCT or SEG",
+    "msd": "a task of the Medical Segmentation Decathlon",
+    "la2018": "the 2018 Left Atrium challenge: NRRD folders or h5 files",
+    "pancreas_ct": "NIH Pancreas-CT: DICOM series with NIfTI labels",
+    "acdc": "the ACDC challenge's patients",
+    "brats": "a release of BraTS",
+    "flare22": "FLARE 2022: 50 labeled and 2,000 unlabeled scans",
 }
 """Modules of ``dataset_conversion`` and what they read."""
 

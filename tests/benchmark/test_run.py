@@ -13,13 +13,13 @@ import SimpleITK as sitk
 import torch
 import yaml
 from filelock import FileLock
-from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 
 from nnunet_dualcl.benchmark import job as job_module
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import load_results
 from nnunet_dualcl.benchmark.run import Engine, run_benchmark, run_jobs, time_left
 from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.training.environment import nnunet_folders
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_dualcl.dataset_conversion import folder
-from nnunet_dualcl.dataset_conversion.plan import Plan, Role
 from synthetic_volumes import slabs, volume, write
 
+from nnunet_dualcl.dataset_conversion import folder
+from nnunet_dualcl.dataset_conversion.plan import Plan, Role
 from nnunet_dualcl.errors import DualCLError
 
 ONE_FILE = {"images": "img/*.nii.gz", "label_files": "seg/*.nii.gz", "channels": {"MR": ""}, "labels": {"organ": 1}}

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_dualcl.dataset_conversion.geometry import TOLERANCE, grid_difference, onto
 from synthetic_volumes import SPACING, slabs, volume
+
+from nnunet_dualcl.dataset_conversion.geometry import TOLERANCE, grid_difference, onto
 
 
 def test_the_same_grid_and_rounding_are_no_difference() -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_structures, whole_numbers
 from synthetic_volumes import slabs, volume
 
+from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_structures, whole_numbers
 from nnunet_dualcl.errors import DualCLError
 
 

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-from nnunet_dualcl.dataset_conversion.patterns import compiled, files_below, named_patterns, safe_names
 
+from nnunet_dualcl.dataset_conversion.patterns import compiled, files_below, named_patterns, safe_names
 from nnunet_dualcl.errors import DualCLError
 
 GROUPS = ("case", "patient", "channel")

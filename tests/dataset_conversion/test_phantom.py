@@ -4,6 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from scipy.ndimage import binary_dilation, binary_erosion
+
 from nnunet_dualcl.dataset_conversion import phantom
 from nnunet_dualcl.dataset_conversion.phantom import (
     LABELS,
@@ -13,8 +16,6 @@ from nnunet_dualcl.dataset_conversion.phantom import (
     make_phantom_case,
     write_phantom_dataset,
 )
-from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-from scipy.ndimage import binary_dilation, binary_erosion
 
 COUNTS = {"labeled": 2, "validation": 1, "unlabeled": 2, "test": 1}
 SPACING = np.array([1.0, 1.0, 2.5])

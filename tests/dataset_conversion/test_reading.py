@@ -9,9 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_dualcl.dataset_conversion.reading import ENDINGS, read_volume
 from synthetic_volumes import OBLIQUE, SIZE_ZYX, SPACING, volume, write
 
+from nnunet_dualcl.dataset_conversion.reading import ENDINGS, read_volume
 from nnunet_dualcl.errors import DualCLError
 
 AFFINE = np.diag([1, 1.5, 3, 1])

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_dualcl.dataset_conversion import write as writer
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
-from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from synthetic_volumes import slabs, volume, write
 
 from nnunet_dualcl.data.cases import unlabeled_case_images
+from nnunet_dualcl.dataset_conversion import write as writer
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
 from nnunet_dualcl.errors import DualCLError
 
 NAME = "Dataset007_Toy"
@@ -175,6 +175,8 @@ def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> No
         write_dataset(replace(toy, labels={"a": 1, "c": 2}), target, replace(ALONE, resume=True))
     with pytest.raises(DualCLError, match="empty_labels 'refuse', now 'keep'"):
         write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="keep"))
+    with pytest.raises(DualCLError, match="settings .*'--spacing': '3'"):
+        write_dataset(replace(toy, settings={"--spacing": "3"}), target, replace(ALONE, resume=True))
     moved = (replace(toy.cases[0], role=Role.UNLABELED), *toy.cases[1:])
     with pytest.raises(DualCLError, match="l1 was converted as labeled, and is unlabeled now"):
         write_dataset(replace(toy, cases=moved), target, replace(ALONE, resume=True))

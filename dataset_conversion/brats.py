@@ -1,0 +1,182 @@
+"""BraTS, brain tumors in four MR channels: the releases of 2018 to 2021 and of 2023.
+
+Files are ``NAME_flair.nii.gz`` and so on in the older ones, ``NAME-t2f.nii.gz`` since.
+
+Menze et al., IEEE Transactions on Medical Imaging 34:1993, 2015; Baid et al., arXiv:2107.02314, 2021.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.dataset_conversion.listed import (
+    ROLES,
+    UNLISTED,
+    add_list_arguments,
+    list_keywords,
+    parts_of,
+    published_split,
+    read_lists,
+)
+from nnunet_dualcl.dataset_conversion.patterns import files_below
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
+from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.volumes import load_volumes
+from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.errors import DualCLError
+
+CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
+_FILE = re.compile(r"(BraTS.+?)(?:_(flair|t1|t1ce|t2|seg)|-(t2f|t1n|t1c|t2w|seg))\.nii(?:\.gz)?", re.IGNORECASE)
+_MISNAMED = {"W39_1998.09.19_Segm.nii": "BraTS20_Training_355"}
+"""Copies of BraTS 2020 in circulation have this label under another name."""
+_CHANNEL_OF = {"t1": 0, "t1n": 0, "t1ce": 1, "t1c": 1, "t2": 2, "t2w": 2, "flair": 3, "t2f": 3}
+"""By what file names end with, before and since 2023."""
+_SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+")
+_PATIENT = r"BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+"
+"""In a line of a list; a session after the patient's number is passed over."""
+_LABELS = {"necrotic core": 1, "edema": 2, "enhancing tumor": 3}
+_REGIONS: dict[str, int | list[int]] = {"whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": 3}
+_REGIONS_ORDER = (2, 1, 3)
+"""What is left of the whole tumor outside its core is edema, of the core outside what enhances necrosis."""
+_ABOUT = {
+    "reference": "https://www.synapse.org/brats",
+    "licence": "terms of the challenge's year; registration",
+    "description": "BraTS: brain tumors in T1, contrast-enhanced T1, T2 and FLAIR",
+}
+
+
+def plan(
+    source: Path,
+    *,
+    regions: bool = False,
+    unlabeled_test: bool = False,
+    labeled: int | None = None,
+    val: int = 0,
+    train_list: Path | None = None,
+    test_list: Path | None = None,
+) -> Plan:
+    """Find cases by the names of their files, wherever they lie below ``source``.
+
+    Args:
+        source: folder of one release.
+        regions: train on whole tumor, tumor core and enhancing tumor, as the challenge scores them.
+        unlabeled_test: cases without a label (the challenge's validation set) become unlabeled instead of test cases.
+        labeled: with lists: the first so many patients stay labeled, the rest of the training list is unlabeled.
+        val: with lists: the last so many patients of the training list are for validation.
+        train_list: names of patients or cases, a line each, in order.
+        test_list: the same for testing.
+
+    Raises:
+        DualCLError: no such folder, no case in it, cases of both ways of naming, lists that will not do.
+    """
+    lists = read_lists(train_list, test_list, _PATIENT)
+    if lists is None and (labeled is not None or val):
+        raise DualCLError("--labeled and --val need --train-list and --test-list: BraTS has no list of its own.")
+    part_of = None if lists is None else parts_of(lists, labeled=labeled, val=val)
+    files = files_below(source)
+    found, refused = _files_by_case(files)
+    if not found:
+        raise DualCLError(
+            f"{source}: no scan of BraTS among {len(files)} files. Their names are like "
+            "BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz."
+        )
+    styles = {_SESSION.fullmatch(name) is not None for name in found}
+    if len(styles) > 1:
+        raise DualCLError(
+            f"{source}: holds two releases (BraTS-GLI-... and older names), which label enhancing tumor by 3 and by "
+            "4, and share patients under other names. Convert one of them by itself."
+        )
+    cases = []
+    for name, paths in sorted(found.items()):
+        lacking = [channel for index, channel in enumerate(CHANNELS) if index not in paths]
+        if lacking:
+            refused.append(Refusal(name, f"lacks the channel {', '.join(lacking)}"))
+            continue
+        patient = match[1] if (match := _SESSION.fullmatch(name)) else name
+        label = paths.get(len(CHANNELS))
+        role = Role.LABELED if label else Role.UNLABELED if unlabeled_test else Role.TEST
+        if part_of is not None and label is None and part_of.get(patient) == "val":
+            refused.append(Refusal(name, "has no label, and its patient is for validation"))
+            continue
+        if part_of is not None and label is not None:
+            if patient not in part_of:
+                refused.append(Refusal(name, UNLISTED))
+                continue
+            role = ROLES[part_of[patient]]
+        label = None if role is Role.UNLABELED else label
+        images = tuple(files[paths[index]] for index in range(len(CHANNELS)))
+        label_path = None if label is None else files[label]
+        cases.append(
+            SourceCase(
+                name=name,
+                patient=patient,
+                role=role,
+                load=partial(load_volumes, images, label_path),
+                files=(*images, *([] if label_path is None else [label_path])),
+                where=paths[0],
+            )
+        )
+    split, notes = (None, ()) if part_of is None else published_split(cases, part_of)
+    return Plan(
+        kind="brats",
+        channels=CHANNELS,
+        labels=_REGIONS if regions else _LABELS,
+        cases=tuple(cases),
+        refused=tuple(refused),
+        regions_class_order=_REGIONS_ORDER if regions else None,
+        value_map={1: 1, 2: 2, 3: 3} if styles == {True} else {1: 1, 2: 2, 4: 3},
+        split=None if split is None else (split,),
+        notes=notes,
+        about=_ABOUT,
+    )
+
+
+def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
+    """Convert to nnU-Net's raw format.
+
+    Args:
+        source: folder of one release.
+        target: dataset folder to make, ``DatasetXXX_NAME``.
+        options: of every conversion.
+        found_by: keywords of :func:`plan`.
+    """
+    return write_dataset(plan(source, **found_by), target, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this kind."""
+    parser.add_argument("--regions", action="store_true", help="whole tumor, tumor core, enhancing tumor as regions")
+    parser.add_argument("--unlabeled-test", action="store_true", help="cases without a label are unlabeled, not test")
+    add_list_arguments(parser, "with lists of your own")
+
+
+def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parsed arguments as keywords of :func:`plan`."""
+    return {
+        "regions": arguments.regions,
+        "unlabeled_test": arguments.unlabeled_test,
+        **list_keywords(arguments),
+    }
+
+
+def _files_by_case(files: dict[str, Path]) -> tuple[dict[str, dict[int, str]], list[Refusal]]:
+    """Case -> channel's number, or that after the last for the label -> relative path."""
+    found: dict[str, dict[int, str]] = {}
+    refused = []
+    for relative, path in files.items():
+        match = _FILE.fullmatch(path.name)
+        name = match[1] if match else _MISNAMED.get(path.name)
+        if name is None:
+            continue
+        kind = (match[2] or match[3]).lower() if match else "seg"
+        place = found.setdefault(name, {})
+        index = _CHANNEL_OF.get(kind, len(CHANNELS))
+        if index in place:
+            refused.append(Refusal(relative, f"the same file was found before: {place[index]}"))
+        else:
+            place[index] = relative
+    return found, refused

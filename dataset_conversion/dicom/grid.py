@@ -1,0 +1,219 @@
+"""Where slices lie: from positions in headers to one regular grid, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_dualcl.errors import DualCLError
+
+OFF_GRID = 0.2
+"""Slices may lie this share of a voxel edge off a regular grid: scanners and rounding move them by less."""
+_PARALLEL = 1e-3
+"""Unit vectors that differ by less point the same way; headers are rounded."""
+_SAME_PLACE_MM = 1e-2
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice, as its header states it.
+
+    Attributes:
+        path: its file.
+        frame: its index in a multi-frame file, from 0; None for a file of one slice.
+        uid: SOP instance UID.
+        position: center of the first pixel (x, y, z) in mm, patient coordinates.
+        along_row: unit vector along which the column index (x) grows.
+        along_column: unit vector along which the row index (y) grows.
+        spacing_xy: pixel edges in mm.
+        size_xy: pixels.
+        rescale: slope and intercept from stored to real values.
+        marks: values of the tags by which several volumes in one series differ, in the order of preference.
+    """
+
+    path: Path
+    frame: int | None
+    uid: str
+    position: Vector
+    along_row: Vector
+    along_column: Vector
+    spacing_xy: tuple[float, float]
+    size_xy: tuple[int, int]
+    rescale: tuple[float, float] = (1.0, 0.0)
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular voxel grid in patient coordinates.
+
+    Attributes:
+        origin: center of the first voxel (x, y, z) in mm.
+        axes: unit vectors along growing x, y and z index.
+        spacing: voxel edges (x, y, z) in mm.
+        size: voxels (x, y, z).
+    """
+
+    origin: Vector
+    axes: tuple[Vector, Vector, Vector]
+    spacing: Vector
+    size: tuple[int, int, int]
+
+    def indices(self, points: np.ndarray) -> np.ndarray:
+        """Points (n, 3) in mm as continuous voxel indices (n, 3), in x, y, z."""
+        return np.asarray((points - np.array(self.origin)) @ np.array(self.axes).T / np.array(self.spacing))
+
+    def image(self, array: np.ndarray) -> sitk.Image:
+        """An array (z, y, x) of this grid's size as an image."""
+        image = sitk.GetImageFromArray(array)
+        self.place(image)
+        return image
+
+    def place(self, image: sitk.Image) -> None:
+        """Give an image of this grid's size its geometry."""
+        image.SetOrigin(self.origin)
+        image.SetSpacing(self.spacing)
+        image.SetDirection(np.array(self.axes).T.ravel().tolist())
+
+
+def one_of_each(slices: Iterable[Slice]) -> tuple[list[Slice], int]:
+    """Slices without repeated instances (same UID and frame, in several files), and how many there were."""
+    kept: dict[tuple[str, int | None], Slice] = {}
+    count = 0
+    for each in sorted(slices, key=lambda each: (str(each.path), each.frame or 0)):
+        count += 1
+        kept.setdefault((each.uid, each.frame), each)
+    return list(kept.values()), count - len(kept)
+
+
+def volumes(slices: Iterable[Slice]) -> list[list[Slice]]:
+    """Slices of a series by orientation, size and pixel spacing, and by what tells volumes at one place apart."""
+    groups: list[list[Slice]] = []
+    for each in slices:
+        for group in groups:
+            if _same_plane(each, group[0]):
+                group.append(each)
+                break
+        else:
+            groups.append([each])
+    return [part for group in groups for part in _split_by_marks(group)]
+
+
+def regular_grid(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
+    """Slices of one orientation in the order of their positions along the normal, and the grid they form.
+
+    Raises:
+        DualCLError: there is a single slice, several at one position, one is missing, they are not equally far apart,
+            or not above one another (gantry tilt).
+    """
+    first = slices[0]
+    if len(slices) < 2:
+        raise DualCLError("a single slice, which is no volume. Was the rest of the series exported?")
+    normal = np.cross(first.along_row, first.along_column)
+    positions = np.array([each.position for each in slices])
+    order = np.argsort(positions @ normal, kind="stable")
+    ordered, positions = [slices[index] for index in order], positions[order]
+    heights = (positions - positions[0]) @ normal
+    gaps = np.diff(heights)
+    if (gaps < _SAME_PLACE_MM).any():
+        raise DualCLError(
+            f"{int((gaps < _SAME_PLACE_MM).sum())} slices lie at the position of another one, and no tag that is known "
+            "here tells them apart: several phases, echoes or reconstructions in one series? Export them as one series "
+            "each."
+        )
+    _check_gaps(gaps, heights)
+    sideways = positions - positions[0] - np.outer(heights, normal)
+    if np.linalg.norm(sideways, axis=1).max() > OFF_GRID * min(first.spacing_xy):
+        angle = np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), heights[-1]))
+        raise DualCLError(
+            f"the slices are not above one another ({angle:.1f} degrees): gantry tilt. A voxel grid has right angles; "
+            "reformat the series without tilt on the scanner or workstation and export it again."
+        )
+    return ordered, Grid(
+        origin=_vector(positions[0]),
+        axes=(first.along_row, first.along_column, _vector(normal)),
+        spacing=(*first.spacing_xy, float(heights[-1] / (len(ordered) - 1))),
+        size=(*first.size_xy, len(ordered)),
+    )
+
+
+def plane_axes(orientation: Sequence[float]) -> tuple[Vector, Vector]:
+    """Unit vectors along a row and along a column, at right angles, out of the six numbers of a header.
+
+    Raises:
+        DualCLError: they are no such numbers.
+    """
+    numbers = np.array([float(number) for number in orientation])
+    if numbers.shape != (6,) or not np.isfinite(numbers).all():
+        raise DualCLError("its header states no proper orientation")
+    row, column = numbers[:3], numbers[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
+        raise DualCLError("its header states directions that are not of length 1 or not at right angles")
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    return _vector(row), _vector(column / np.linalg.norm(column))
+
+
+def same_direction(first: Vector, second: Vector) -> bool:
+    """Do two unit vectors point the same way?"""
+    return bool(np.abs(np.subtract(first, second)).max() < _PARALLEL)
+
+
+def _check_gaps(gaps: np.ndarray, heights: np.ndarray) -> None:
+    usual = float(np.median(gaps))
+    steps = np.round(gaps / usual)
+    if np.abs(gaps / usual - steps).max() <= OFF_GRID and steps.max() > 1:
+        at = int(np.argmax(steps))
+        raise DualCLError(
+            f"{int(steps.sum()) - len(gaps)} slices are missing, the first of them after slice "
+            f"{int(np.argmax(steps > 1)) + 1} of {len(heights)} (a gap of {gaps[at]:.4g} mm, the others are "
+            f"{usual:.4g} mm). Export the whole series again."
+        )
+    expected = heights[-1] / len(gaps)
+    if np.abs(heights - expected * np.arange(len(heights))).max() > OFF_GRID * expected:
+        raise DualCLError(
+            f"the slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart; a volume needs equal distances. Export a "
+            "reconstruction with one slice distance, or resample the series on the workstation."
+        )
+
+
+def _same_plane(first: Slice, second: Slice) -> bool:
+    return (
+        first.size_xy == second.size_xy
+        and bool(np.allclose(first.spacing_xy, second.spacing_xy, rtol=1e-3))
+        and same_direction(first.along_row, second.along_row)
+        and same_direction(first.along_column, second.along_column)
+    )
+
+
+def _split_by_marks(slices: list[Slice]) -> list[list[Slice]]:
+    """Where slices share positions: the parts by the first mark that leaves no shared position within a part.
+
+    A mark that gives parts of one slice numbers slices, not volumes.
+    """
+    if not _share_a_place(slices):
+        return [slices]
+    for index in range(len(slices[0].marks)):
+        parts: dict[str, list[Slice]] = {}
+        for each in slices:
+            parts.setdefault(each.marks[index], []).append(each)
+        if len(parts) > 1 and all(len(part) > 1 and not _share_a_place(part) for part in parts.values()):
+            return [part for _, part in sorted(parts.items())]
+    return [slices]
+
+
+def _share_a_place(slices: list[Slice]) -> bool:
+    normal = np.cross(slices[0].along_row, slices[0].along_column)
+    heights = np.sort([np.dot(each.position, normal) for each in slices])
+    return bool((np.diff(heights) < _SAME_PLACE_MM).any())
+
+
+def _vector(array: np.ndarray) -> Vector:
+    return float(array[0]), float(array[1]), float(array[2])

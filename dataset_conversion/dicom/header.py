@@ -1,0 +1,76 @@
+"""Header of a DICOM file: the tags that are needed here, and what kind of object it is."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
+
+MARKS = (
+    "AcquisitionNumber",
+    "EchoTime",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "TriggerTime",
+    "ImageType",
+    "AcquisitionTime",
+)
+"""By which volumes at one place in one series differ, most telling first."""
+_HEADER = [
+    *MARKS,
+    *("SOPClassUID", "SOPInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID"),
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "FrameOfReferenceUID", "SamplesPerPixel"),
+    *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"),
+    *("RescaleSlope", "RescaleIntercept", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence"),
+    *("StructureSetLabel", "StructureSetName", "StructureSetDate", "StructureSetTime", "SegmentSequence"),
+    *("ReferencedSeriesSequence", "ContentLabel", "ContentDate", "ContentTime"),
+]
+
+
+def read_header(path: Path) -> Any | None:
+    """The tags of a DICOM file that are needed here, without pixel data; None where it is no DICOM file.
+
+    Files without the 128 bytes and ``DICM`` in front are taken as well, as old exports lack them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on files that turn out to be none
+        for force in (False, True):
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER, force=force)
+                if text(header, "SOPClassUID") and (header.get("SeriesInstanceUID") or not force):
+                    return header
+            except InvalidDicomError:
+                continue
+            except Exception:  # pydicom meets any bytes here, and fails on them in any way
+                return None
+    return None
+
+
+def kind(header: Any) -> str:
+    """pydicom's keyword for the class of the object, empty where it has none."""
+    return UID(text(header, "SOPClassUID")).keyword or ""
+
+
+def class_name(header: Any) -> str:
+    """The class of the object for a report."""
+    uid = UID(text(header, "SOPClassUID"))
+    return str(uid.name) if uid.keyword else "private object"
+
+
+def modality(header: Any) -> str:
+    """CT, MR or PT: by class, since the tag is free to say anything."""
+    keyword = kind(header)
+    return "CT" if "CTImage" in keyword else "MR" if "MRImage" in keyword else "PT"
+
+
+def text(header: Any, name: str) -> str:
+    """The value of a tag as text without blanks around it, empty where there is none or a damaged one."""
+    try:
+        value = header.get(name)
+    except (ValueError, TypeError, OverflowError):  # pydicom converts on access
+        return ""
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,301 @@
+"""From what was found in a DICOM export to a plan of cases."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
+from nnunet_dualcl.dataset_conversion.dicom.grid import Grid
+from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
+from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
+from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
+from nnunet_dualcl.dataset_conversion.dicom.structures import ignoring_case, labeling, structure_patterns, value_of
+from nnunet_dualcl.dataset_conversion.patterns import named_patterns
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
+from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.errors import DualCLError
+
+_CHANNEL_NAMES = {"CT": "CT", "MR": "MR", "PT": "PET"}
+"""Of a dataset with one modality."""
+
+
+def plan(
+    source: Path,
+    *,
+    labels: Mapping[str, str],
+    channels: Mapping[str, str] | None = None,
+    structure_set: str | None = None,
+    threshold: float = 0.5,
+    require_all_labels: bool = False,
+) -> Plan:
+    """Find cases in a DICOM export, from headers alone.
+
+    Args:
+        source: folder; files in it may have any names and order.
+        labels: name -> regular expression that the whole name of an ROI, or label or coded meaning of a segment, must
+            match, whatever its case; an empty one stands for the label's name. Numbered from 1 in this order, which
+            is also the precedence where structures overlap.
+        channels: name -> regular expression for the modality (one that matches CT, MR or PT whole), or else for any
+            part of the series description, whatever its case. None: each series is a case, if all are of one modality.
+        structure_set: regular expression for any part of the label, name or description of a segmentation object;
+            others are passed over. None: all; for each label the newest object that has it.
+        threshold: of fractional segments, as a share of their maximum.
+        require_all_labels: take a series whose segmentation lacks a label as unlabeled, instead of the label as absent.
+
+    Raises:
+        DualCLError: no such folder, no DICOM series in it, a channel or label that matches nothing.
+    """
+    patterns = structure_patterns(labels)
+    if not 0 < threshold <= 1:
+        raise DualCLError(f"--threshold must be above 0 and at most 1, got {threshold:g}.")
+    chosen_objects = ignoring_case(structure_set) if structure_set else None
+    export = scan(source)
+    channel_of = _channels(export, channels)
+    names = tuple(channels or [_CHANNEL_NAMES[export.series[0].modality]])
+    segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
+    _check_labels(segmentations, patterns)
+    refused = [Refusal(where, reason) for where, reason in export.refused]
+    notes = list(export.notes)
+    owned = _owned(segmentations, export, channel_of, refused, notes)
+    cases: list[SourceCase] = []
+    for group in _groups(export, channel_of, len(names)):
+        group = sorted(group, key=lambda series: channel_of[series] or 0)
+        where = " and ".join(series.where for series in group)
+        fault = _fault(group, names, channel_of)
+        if fault is not None:
+            refused.append(Refusal(where, fault))
+            continue
+        try:
+            grid, sources, said = _labels(group, owned, patterns, require_all_labels)
+        except DualCLError as error:
+            refused.append(Refusal(where, str(error)))
+            continue
+        images = dict.fromkeys(each.path for series in group for each in series.slices)
+        cases.append(
+            SourceCase(
+                name=f"case_{len(cases) + 1:04d}",
+                patient=f"patient_{export.patients[group[0].patient]:04d}",
+                role=Role.LABELED if sources else Role.UNLABELED,
+                load=partial(
+                    load,
+                    tuple(Channel(series.slices, series.grid, series.modality) for series in group),
+                    sources,
+                    grid,
+                    threshold,
+                    require_all_labels,
+                    (*(note for series in group for note in series.notes), *said),
+                ),
+                files=(*images, *(each.path for each in sources)),
+                where=where,
+                key={
+                    "patient_id": group[0].patient,
+                    "study_uid": group[0].study,
+                    "series_uid": " ".join(series.uid for series in group),
+                    "folder": str(group[0].slices[0].path.parent),
+                },
+            )
+        )
+    if not cases:
+        raise DualCLError(
+            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in refused[:5])
+        )
+    return Plan(
+        kind="dicom",
+        channels=names,
+        labels={name: value for value, name in enumerate(labels, 1)},
+        cases=tuple(cases),
+        refused=tuple(refused),
+        notes=tuple(notes),
+        settings={
+            "--label": repr(dict(labels)),
+            "--channel": repr(dict(channels or {})),
+            "--structure-set": str(structure_set),
+            "--threshold": str(threshold),
+            "--require-all-labels": str(require_all_labels),
+        },
+        private=True,
+    )
+
+
+def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
+    """Convert a DICOM export to nnU-Net's raw format.
+
+    Args:
+        source: folder.
+        target: dataset folder to make, ``DatasetXXX_NAME``.
+        options: of every conversion.
+        found_by: keywords of :func:`plan`.
+    """
+    return write_dataset(plan(source, **found_by), target, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this kind."""
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME[=REGEX]",
+        help="in order; the regex meets whole ROI or segment names, whatever their case; default: NAME itself",
+    )
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="NAME=REGEX",
+        help="in order; the regex meets the modality (CT, MR, PT), or else part of the series description; CT gets CT "
+        "normalization; default: each series is a case, if all are of one modality",
+    )
+    parser.add_argument(
+        "--structure-set", metavar="REGEX", help="only segmentation objects with this in their label or description"
+    )
+    parser.add_argument("--threshold", type=float, default=0.5, help="of fractional segments (default 0.5)")
+    parser.add_argument(
+        "--require-all-labels", action="store_true", help="a series that lacks a label is unlabeled, not without organ"
+    )
+
+
+def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parsed arguments as keywords of :func:`plan`."""
+    return {
+        "labels": named_patterns(arguments.label, "--label"),
+        "channels": named_patterns(arguments.channel, "--channel") or None,
+        "structure_set": arguments.structure_set,
+        "threshold": arguments.threshold,
+        "require_all_labels": arguments.require_all_labels,
+    }
+
+
+def _channels(export: Export, channels: Mapping[str, str] | None) -> dict[Series, int | None]:
+    """The channel that each series is for; None for one that nobody asked for.
+
+    Raises:
+        DualCLError: no series, several modalities and no channels, or a channel that no series is for.
+    """
+    if not export.series:
+        raise DualCLError(
+            "No CT, MR or PET volume was found. Left out: "
+            + "; ".join(f"{where}: {reason}" for where, reason in export.refused[:5])
+        )
+    if channels is None:
+        if len({series.modality for series in export.series}) > 1:
+            raise DualCLError(
+                f"Series of several kinds: {_seen(export.series)}. Say which are the channels, as in --channel CT=CT "
+                "--channel PET=PT, or --channel T1='t1.*post' by the description."
+            )
+        return dict.fromkeys(export.series, 0)
+    patterns = [ignoring_case(text or re.escape(name)) for name, text in channels.items()]
+    chosen: dict[Series, int | None] = {}
+    kinds = [any(each.fullmatch(modality) for modality in _CHANNEL_NAMES) for each in patterns]
+    for series in export.series:
+        chosen[series] = None
+        for index, (each, by_modality) in enumerate(zip(patterns, kinds, strict=True)):
+            if each.fullmatch(series.modality) if by_modality else each.search(series.description):
+                chosen[series] = index
+                break
+    for index, name in enumerate(channels):
+        if index not in chosen.values():
+            raise DualCLError(f"No series is for the channel {name}. There are: {_seen(export.series)}.")
+    return chosen
+
+
+def _seen(series: Sequence[Series]) -> str:
+    """Modalities and descriptions; for the screen alone."""
+    counts = Counter(f"{each.modality} {each.description!r}" for each in series)
+    return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))
+
+
+def _check_labels(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]) -> None:
+    structures = [names for each in segmentations for names in each.structures.values()]
+    met = {value_of(names, patterns) for names in structures}
+    missing = [name for value, name in enumerate(patterns, 1) if value not in met]
+    if missing:
+        seen = Counter(" / ".join(names) for names in structures).most_common(30)
+        raise DualCLError(
+            f"No structure is named like the label {', '.join(missing)}. "
+            + (f"There are: {', '.join(name for name, _ in seen)}." if seen else "There is no RTSTRUCT or DICOM-SEG.")
+        )
+
+
+def _owned(
+    segmentations: Sequence[Segmentation],
+    export: Export,
+    channel_of: Mapping[Series, int | None],
+    refused: list[Refusal],
+    notes: list[str],
+) -> dict[Series, list[Segmentation]]:
+    """Series that are channels -> the segmentations drawn on them."""
+    owned: dict[Series, list[Segmentation]] = {}
+    for segmentation in segmentations:
+        try:
+            series = owner(segmentation, export)
+        except DualCLError as error:
+            refused.append(Refusal(segmentation.where, str(error)))
+            continue
+        if channel_of[series] is None:
+            refused.append(Refusal(segmentation.where, "drawn on a series that is no channel"))
+            continue
+        if series.uid not in segmentation.series:
+            notes.append(f"{segmentation.where} names no series that is here; taken to be drawn on {series.where}")
+        owned.setdefault(series, []).append(segmentation)
+    idle = sum(channel is None for channel in channel_of.values())
+    if idle:
+        notes.append(f"{idle} series are for no channel and were passed over")
+    return owned
+
+
+def _groups(export: Export, channel_of: Mapping[Series, int | None], num_channels: int) -> list[list[Series]]:
+    """Series that make up one case: each for itself, or with several channels all of one study and frame."""
+    wanted = [series for series in export.series if channel_of[series] is not None]
+    if num_channels == 1:
+        return [[series] for series in wanted]
+    groups: dict[tuple[str, str, str], list[Series]] = {}
+    for series in wanted:
+        groups.setdefault((series.patient, series.study, series.frame_of_reference), []).append(series)
+    return list(groups.values())
+
+
+def _fault(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
+    """Why these series make no case."""
+    counts = Counter(channel_of[series] for series in group)
+    missing = [name for index, name in enumerate(names) if not counts[index]]
+    if missing:
+        return f"no series for the channel {', '.join(missing)} in the same study and frame of reference"
+    several = [name for index, name in enumerate(names) if counts[index] > 1]
+    if several:
+        return f"several series for the channel {', '.join(several)}; narrow its expression"
+    return None
+
+
+def _labels(
+    group: Sequence[Series],
+    owned: Mapping[Series, list[Segmentation]],
+    patterns: Mapping[str, re.Pattern[str]],
+    require_all: bool,
+) -> tuple[Grid, tuple[Source, ...], list[str]]:
+    """What the labels of a case are read from, none for an unlabeled one; the grid they were drawn on; notes.
+
+    They are those of the first channel's series that has any: all must lie on one grid.
+
+    Raises:
+        DualCLError: two objects of one time have the same label.
+    """
+    found = [(series, labeling(owned.get(series, []), patterns)) for series in group]
+    series, labels = next((each for each in found if each[1].sources), found[0])
+    lacking = ", ".join(labels.lacking)
+    if not labels.sources:
+        count = sum(len(owned.get(series, [])) for series in group)
+        notes = [f"unlabeled: {count} segmentation objects, none with a structure for these labels"] if count else []
+        return series.grid, (), notes
+    if lacking and require_all:
+        return series.grid, (), [f"unlabeled: no structure for {lacking}"]
+    absent = [f"no structure for {lacking}: taken as absent"] if lacking else []
+    sources = tuple(Source(each.path, each.kind, values) for each, values in labels.sources)
+    return series.grid, sources, [*labels.notes, *absent]

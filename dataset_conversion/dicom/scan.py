@@ -1,0 +1,210 @@
+"""What a folder of DICOM files holds, from headers alone: volumes, segmentations, and what is neither."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice, one_of_each, regular_grid, volumes
+from nnunet_dualcl.dataset_conversion.dicom.header import class_name, kind, modality, read_header, text
+from nnunet_dualcl.dataset_conversion.dicom.segmentation import SEGMENTATIONS, Segmentation, read_segmentation
+from nnunet_dualcl.dataset_conversion.dicom.slices import slices_of
+from nnunet_dualcl.dataset_conversion.patterns import files_below
+from nnunet_dualcl.errors import DualCLError
+
+_TABLE_OF_CONTENTS = "1.2.840.10008.1.3.10"
+"""DICOMDIR; it says nothing that the files do not."""
+_SINGLE = ("CTImageStorage", "MRImageStorage", "PositronEmissionTomographyImageStorage")
+_MULTI_FRAME = (
+    "EnhancedCTImageStorage",
+    "EnhancedMRImageStorage",
+    "EnhancedPETImageStorage",
+    "LegacyConvertedEnhancedCTImageStorage",
+    "LegacyConvertedEnhancedMRImageStorage",
+    "LegacyConvertedEnhancedPETImageStorage",
+)
+_MANY_FILES = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One volume: a series, or the part of one that has one orientation.
+
+    Attributes:
+        patient, study, uid, frame_of_reference: identifiers of the source; they never reach the output.
+        modality: CT, MR or PT.
+        description: of the series; free text, so it never reaches the output either.
+        slices: by position along the normal.
+        grid: that they form.
+        where: what a report may call it.
+        notes: for the report.
+    """
+
+    patient: str
+    study: str
+    uid: str
+    frame_of_reference: str
+    modality: str
+    description: str
+    slices: tuple[Slice, ...]
+    grid: Grid
+    where: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Export:
+    """All that was found.
+
+    Attributes:
+        series: volumes, by patient and series number.
+        segmentations: by patient.
+        refused: where and why, free of identifiers.
+        refused_series: UIDs of series of which something was refused.
+        patients: identifier of the source -> number from 1.
+        notes: on the whole.
+    """
+
+    series: list[Series] = field(default_factory=list)
+    segmentations: list[Segmentation] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    refused_series: set[str] = field(default_factory=set)
+    patients: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Found:
+    """Files of one series, and one header of it; those of all slices of an export would fill the memory."""
+
+    header: Any
+    slices: list[Slice] = field(default_factory=list)
+    segmentations: dict[str, tuple[Path, Any]] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def scan(folder: Path) -> Export:
+    """Read all headers below a folder, whatever the names and order of the files.
+
+    Raises:
+        DualCLError: there is no such folder, or no DICOM image in it.
+    """
+    export = Export()
+    found: dict[tuple[str, str], _Found] = {}
+    paths = list(files_below(folder).values())
+    foreign = 0
+    without_id: set[str] = set()
+    for path in tqdm(paths, desc="Reading headers", unit="file", disable=len(paths) < _MANY_FILES):
+        header = read_header(path)
+        if header is None:
+            foreign += 1
+            continue
+        if header.SOPClassUID == _TABLE_OF_CONTENTS:
+            continue
+        patient = _patient(header)
+        if not text(header, "PatientID"):
+            without_id.add(patient)
+        _take(found.setdefault((patient, text(header, "SeriesInstanceUID")), _Found(header)), path, header)
+    if not found:
+        raise DualCLError(f"{folder}: none of {len(paths)} files is DICOM. Give the folder of the export.")
+    if foreign:
+        export.notes.append(f"{foreign} files are not DICOM and were passed over")
+    if without_id:
+        export.notes.append(
+            f"{len(without_id)} patients have no patient ID; name and birth date, or else the study, stood for it. If "
+            "one person has several such studies, the split cannot know"
+        )
+    export.patients = {patient: number for number, patient in enumerate(sorted({key[0] for key in found}), 1)}
+    numbers: Counter[str] = Counter()
+    for patient, uid in sorted(found, key=lambda key: (key[0], _order(found[key].header), key[1])):
+        numbers[patient] += 1
+        where = f"series {numbers[patient]} of patient {export.patients[patient]}"
+        _add(export, found[patient, uid], patient, uid, where)
+    return export
+
+
+def _take(found: _Found, path: Path, header: Any) -> None:
+    """Put a file where it belongs; what is wrong with it is a fault of its series."""
+    multi_frame = kind(header) in _MULTI_FRAME
+    try:
+        if header.SOPClassUID in SEGMENTATIONS:
+            found.segmentations.setdefault(text(header, "SOPInstanceUID"), (path, header))
+        elif not multi_frame and kind(header) not in _SINGLE:
+            found.others[class_name(header)] += 1
+        else:
+            slices = list(slices_of(path, header, multi_frame))
+            found.header = found.header if found.slices else header
+            found.slices += slices
+    except DualCLError as error:
+        found.faults[f"{modality(header)}: {error}"] += 1
+    except Exception as error:  # numbers that are none, tags that are missing: any kind, and the rest must go on
+        found.faults[f"{modality(header)}: its header is damaged ({type(error).__name__})"] += 1
+
+
+def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> None:
+    """Volumes, segmentations and refusals of one series."""
+    for path, header in found.segmentations.values():
+        name = SEGMENTATIONS[header.SOPClassUID]
+        try:
+            export.segmentations.append(read_segmentation(path, header, patient, f"{where}: {name}"))
+        except Exception as error:  # as above
+            found.faults[f"{name} without structures, or damaged ({type(error).__name__})"] += 1
+    for name, count in sorted(found.others.items()):
+        export.refused.append((where, f"{count} x {name}: holds no volume that is read here"))
+    for reason, count in sorted(found.faults.items()):
+        export.refused.append((where, f"{count} x {reason}"))
+        export.refused_series.add(uid)
+    if found.slices:
+        _add_volumes(export, found.header, patient, uid, where, found.slices)
+
+
+def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str, slices: list[Slice]) -> None:
+    kept, repeated = one_of_each(slices)
+    parts = volumes(kept)
+    kind_of_scan = modality(header)
+    for number, part in enumerate(parts, 1):
+        place = f"{where}: {kind_of_scan}, {len(part)} slices" + (f", part {number}" if len(parts) > 1 else "")
+        notes = [f"{repeated} slices were there twice (same instance); one of each was taken"] if repeated else []
+        if len(parts) > 1:
+            notes.append(f"its series holds {len(parts)} volumes (orientations, phases, echoes); this is one of them")
+        try:
+            ordered, grid = regular_grid(part)
+        except DualCLError as error:
+            export.refused.append((place, str(error)))
+            export.refused_series.add(uid)
+            continue
+        export.series.append(
+            Series(
+                patient=patient,
+                study=text(header, "StudyInstanceUID"),
+                uid=uid,
+                frame_of_reference=text(header, "FrameOfReferenceUID"),
+                modality=kind_of_scan,
+                description=text(header, "SeriesDescription"),
+                slices=tuple(ordered),
+                grid=grid,
+                where=place,
+                notes=tuple(notes),
+            )
+        )
+
+
+def _patient(header: Any) -> str:
+    """What stands for the patient: ID, else name and birth date, else the study."""
+    person = text(header, "PatientName")
+    born = text(header, "PatientBirthDate")
+    return (
+        text(header, "PatientID")
+        or (f"{person} {born}" if person and born else "")
+        or f"study {text(header, 'StudyInstanceUID')}"
+    )
+
+
+def _order(header: Any) -> tuple[str, int]:
+    number = text(header, "SeriesNumber")
+    return text(header, "StudyInstanceUID"), int(number) if number.lstrip("-").isdigit() else 0

@@ -1,0 +1,92 @@
+"""Which structures of which segmentation objects make up the labels of a series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
+from nnunet_dualcl.errors import DualCLError
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """Labels of one series.
+
+    Attributes:
+        sources: each segmentation object with structure number -> label value.
+        lacking: names of labels that no object has.
+        notes: for the report.
+    """
+
+    sources: tuple[tuple[Segmentation, Mapping[int, int]], ...]
+    lacking: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def structure_patterns(labels: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    """Label name -> expression for whole structure names, whatever their case; a label's own name where it is empty.
+
+    Raises:
+        DualCLError: no label, or an expression that does not compile.
+    """
+    if not labels:
+        raise DualCLError("Name the labels, as in --label parotid_left='parotid_l|l_?parotid'.")
+    return {name: ignoring_case(text or re.escape(name)) for name, text in labels.items()}
+
+
+def ignoring_case(text: str) -> re.Pattern[str]:
+    """``text`` compiled, or a :class:`DualCLError` that shows what is wrong with it."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise DualCLError(f"{text!r} is no regular expression: {error}.") from None
+
+
+def value_of(names: Iterable[str], patterns: Mapping[str, re.Pattern[str]]) -> int | None:
+    """Value, from 1, of the first label whose expression is met by one of a structure's names."""
+    plain = [" ".join(name.split()) for name in names]
+    for value, pattern in enumerate(patterns.values(), 1):
+        if any(pattern.fullmatch(name) for name in plain):
+            return value
+    return None
+
+
+def labeling(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]) -> Labeling:
+    """For each label the newest object that has a structure for it, with all of its structures for it.
+
+    Raises:
+        DualCLError: two objects of one date have the same label.
+    """
+    found: dict[int, list[tuple[Segmentation, list[int]]]] = {}
+    for segmentation in segmentations:
+        by_value: dict[int, list[int]] = {}
+        for number, names in sorted(segmentation.structures.items()):
+            value = value_of(names, patterns)
+            if value is not None:
+                by_value.setdefault(value, []).append(number)
+        for value, numbers in by_value.items():
+            found.setdefault(value, []).append((segmentation, numbers))
+    sources: dict[Segmentation, dict[int, int]] = {}
+    notes = []
+    for value, name in enumerate(patterns, 1):
+        offers = sorted(found.get(value, []), key=lambda offer: (offer[0].when, str(offer[0].path)))
+        if not offers:
+            continue
+        if len(offers) > 1:
+            if offers[-1][0].when == offers[-2][0].when:
+                raise DualCLError(
+                    f"{len(offers)} segmentation objects have the label {name}, the newest two at one time. Choose by "
+                    "their label or description: --structure-set REGEX."
+                )
+            notes.append(f"label {name}: {len(offers)} segmentation objects have it, the newest was taken")
+        segmentation, numbers = offers[-1]
+        if len(numbers) > 1:
+            notes.append(f"label {name}: {len(numbers)} structures put together")
+        sources.setdefault(segmentation, {}).update(dict.fromkeys(numbers, value))
+    return Labeling(
+        sources=tuple(sources.items()),
+        lacking=tuple(name for value, name in enumerate(patterns, 1) if value not in found),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,107 @@
+"""Tasks of the Medical Segmentation Decathlon, as their ``dataset.json`` lists them.
+
+Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128, 2022. nnU-Net's own converter
+(``nnUNetv2_convert_MSD_dataset``) does the same without checks, and without unlabeled cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
+from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.volumes import load_4d, load_volumes
+from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.errors import DualCLError
+
+ENDING = ".nii.gz"
+
+
+def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
+    """Find the cases that a task's ``dataset.json`` lists.
+
+    Args:
+        source: folder of the task, with ``dataset.json``.
+        unlabeled_test: take the images of ``imagesTs``, which have no labels, as unlabeled cases.
+
+    Raises:
+        DualCLError: no ``dataset.json`` there, or none of a task.
+    """
+    content = _description(source)
+    try:
+        channels = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=int))
+        labels = {str(name): int(value) for value, name in content["labels"].items() if int(value) != 0}
+        listed: list[tuple[Role, str, str | None]] = [
+            (Role.LABELED, str(each["image"]), str(each["label"])) for each in content["training"]
+        ]
+        for each in content.get("test", []):
+            image = str(each["image"] if isinstance(each, dict) else each)
+            listed.append((Role.UNLABELED if unlabeled_test else Role.TEST, image, None))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DualCLError(f"{source / 'dataset.json'}: not as the Decathlon's ({error!r}).") from None
+    refused = []
+    cases: dict[str, SourceCase] = {}
+    for role, image, label in listed:
+        name = Path(image).name.removesuffix(ENDING)
+        paths = tuple(source / relative for relative in (image, label) if relative is not None)
+        missing = [path.name for path in paths if not path.is_file() or not path.name.endswith(ENDING)]
+        if missing or name in cases:
+            reason = "is listed twice" if name in cases else f"not found, or no {ENDING}: {', '.join(missing)}"
+            refused.append(Refusal(image, reason))
+            continue
+        label_path = paths[1] if label is not None else None
+        single = partial(load_volumes, paths[:1], label_path)
+        load = single if len(channels) == 1 else partial(load_4d, paths[0], label_path)
+        cases[name] = SourceCase(name, name, role, load, paths, Path(image).as_posix())
+    return Plan(
+        kind="msd",
+        channels=channels,
+        labels=labels,
+        cases=tuple(cases[name] for name in sorted(cases)),
+        refused=tuple(refused),
+        about={
+            "reference": str(content.get("reference", "http://medicaldecathlon.com")),
+            "licence": str(content.get("licence", content.get("license", "CC BY-SA 4.0"))),
+            "description": f"{source.name}: {content.get('description', '')}".removesuffix(": "),
+        },
+    )
+
+
+def convert(
+    source: Path, target: Path, *, unlabeled_test: bool = False, options: Options | None = None
+) -> ConversionReport:
+    """Convert to nnU-Net's raw format; arguments as of :func:`plan`, target ``DatasetXXX_NAME``."""
+    return write_dataset(plan(source, unlabeled_test=unlabeled_test), target, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this kind."""
+    parser.add_argument("--unlabeled-test", action="store_true", help="take imagesTs as unlabeled cases")
+
+
+def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parsed arguments as keywords of :func:`plan`."""
+    return {"unlabeled_test": arguments.unlabeled_test}
+
+
+def _description(source: Path) -> dict[str, Any]:
+    path = source / "dataset.json"
+    if not path.is_file():
+        tasks = sorted(each.parent.name for each in source.glob("*/dataset.json"))
+        raise DualCLError(
+            f"{path} is not there. Give the folder of one task, such as "
+            f"{source / (tasks[0] if tasks else 'Task04_Hippocampus')}."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DualCLError(f"{path}: cannot be read ({error}).") from None
+    if not isinstance(content, dict):
+        raise DualCLError(f"{path}: holds {type(content).__name__}, a description of a task is wanted.")
+    if "channel_names" in content:
+        raise DualCLError(f"{path}: is nnU-Net's, not the Decathlon's; {source.name} is converted already.")
+    return content

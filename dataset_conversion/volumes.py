@@ -1,0 +1,72 @@
+"""Load a case from one file a channel and one label file, or from the volumes of a 4D NIfTI file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_dualcl.dataset_conversion.headers import AGAIN, Header, check_length, read_header
+from nnunet_dualcl.dataset_conversion.plan import Scan
+from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
+from nnunet_dualcl.errors import DualCLError
+
+
+def load_volumes(
+    images: Sequence[Path], label: Path | None, *, spacing_mm: tuple[float, float, float] | None = None
+) -> Scan:
+    """One file a channel; ``label`` None for a case that has none, or whose label must not be looked at.
+
+    Raises:
+        DualCLError: see :func:`read_volume`.
+    """
+    channels = tuple(read_volume(path, spacing_mm=spacing_mm) for path in images)
+    return Scan(channels, None if label is None else read_volume(label, spacing_mm=spacing_mm))
+
+
+def load_4d(image: Path, label: Path | None, indices: Sequence[int] | None = None) -> Scan:
+    """The volumes of a 4D NIfTI file as channels; ``indices`` names those wanted, from 0, in order; None: all.
+
+    Raises:
+        DualCLError: the file is damaged, is not 4D, has no such volume, or holds values that are not finite.
+    """
+    header = _header(image)
+    check_length(image, header)
+    count = header.size[3]
+    wanted = range(count) if indices is None else indices
+    if any(index not in range(count) for index in wanted):
+        raise DualCLError(f"{image}: has {count} volumes; number {max(wanted) + 1} is asked for.")
+    try:
+        series = sitk.ReadImage(str(image))
+    except RuntimeError as error:
+        raise DualCLError(f"{image}: cannot be read. {AGAIN} ({' '.join(str(error).split())[-240:]})") from None
+    if header.floating:
+        # SimpleITK hands out NaN of a NIfTI as 0, so the stored numbers are looked at
+        stored = nibabel.load(image).dataobj.get_unscaled()  # type: ignore[attr-defined]
+        if not np.isfinite(stored).all():
+            raise DualCLError(f"{image}: holds voxels that are not finite (NaN or infinite). Replace them.")
+    return Scan(tuple(series[:, :, :, index] for index in wanted), None if label is None else read_volume(label))
+
+
+def num_volumes(path: Path) -> int:
+    """How many volumes a 4D NIfTI file has, by its header alone.
+
+    Raises:
+        DualCLError: there is no such header, or it is not of a 4D file.
+    """
+    return int(_header(path).size[3])
+
+
+def _header(path: Path) -> Header:
+    ending = ending_of(path)
+    if ending is None or not path.is_file():
+        raise DualCLError(f"{path}: is no file of a known format.")
+    header = read_header(path, ending)
+    if len(header.size) != 4:
+        raise DualCLError(f"{path}: has {len(header.size)} dimensions; 4 are wanted, the last one channels or time.")
+    if header.edges_mm is None:
+        raise DualCLError(f"{path}: the header states no voxel size. Export the file again.")
+    return header

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from synthetic_dicom import (
+    DATE,
+    NAME,
+    PATIENT,
+    SPACING_YX,
+    box,
+    values,
+    write_rtstruct,
+    write_seg,
+    write_series,
+)  # fmt: skip
+
+from nnunet_dualcl.dataset_conversion import dicom
+from nnunet_dualcl.dataset_conversion.plan import Options, Role
+from nnunet_dualcl.errors import DualCLError
+
+LABELS = {"liver": "leber|liver", "tumor": "läsion.*"}
+
+
+def organ(*heights: float) -> list[list[list[float]]]:
+    return [box((0.5, 0.5), (4.5, 2.5), height) for height in heights]
+
+
+def ct_with_contours(folder: Path, rois: dict[str, Any] | None = None, **belongs_to: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = sum(map(ord, str(belongs_to)))
+    images = write_series(folder, pixels=values(4, seed), **belongs_to)
+    rois = rois or {"Leber": organ(1, 2), "Läsion 1": [box((1.5, 0.5), (2.5, 1.5), 1)]}
+    write_rtstruct(folder / "rs", rois, refers_to=images[0], **belongs_to)
+    return images
+
+
+def test_a_dataset_that_names_nobody(tmp_path: Path) -> None:
+    """Two labeled patients, an unlabeled one, and cases that fail; nothing planted is in any output, unzipped."""
+    export = tmp_path / f"{PATIENT} {NAME}"
+    for number in (1, 2):
+        ct_with_contours(export / str(number), patient=f"{PATIENT}-{number}")
+    write_series(export / "3", patient=f"{PATIENT}-3", pixels=values(4, 9))
+    damaged = ct_with_contours(export / "4", patient=f"{PATIENT}-4")
+    damaged[0].write_bytes(damaged[0].read_bytes()[:-40])
+    write_series(export / "5", patient=f"{PATIENT}-5", tilt_mm=1)
+    target = tmp_path / "Dataset007_Liver"
+    report = dicom.convert(export, target, labels=LABELS, options=Options(processes=1, folds=2))
+    assert [(each.name, each.role) for each in report.records] == [
+        ("case_0001", Role.LABELED), ("case_0002", Role.LABELED), ("case_0003", Role.UNLABELED),
+    ]  # fmt: skip
+    assert [each.reason.split(":")[0] for each in report.failed] == ["pixel data cannot be read"]
+    assert ["gantry tilt" in each.reason for each in report.plan.refused] == [True]
+    label = sitk.GetArrayFromImage(sitk.ReadImage(target / "labelsTr" / "case_0001.nii.gz"))
+    assert np.bincount(label.ravel()).tolist() == [4 * 35 - 16, 16]  # the lesion lies in the liver, named first
+    header = pydicom.dcmread(damaged[1])
+    planted = [PATIENT, NAME, DATE, "Größenwahn", "Leber", "A-4711", str(export)]
+    planted += [str(header[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")]
+    planted += ["1.2.826.0.1.3680043.8.498"]  # pydicom's root of UIDs: of all of them
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert len(files) > 12
+    for path in files:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for word in planted:
+            for encoding in ("utf-8", "latin-1"):
+                assert word.encode(encoding) not in content, (path, word)
+            assert json.dumps(word)[1:-1].encode() not in content, (path, word)
+        assert not any(word in str(path.relative_to(target)) for word in planted)
+
+
+def test_the_same_files_in_another_order_give_the_same_plan(tmp_path: Path) -> None:
+    for patient in ("b", "a"):
+        ct_with_contours(tmp_path / "one" / patient, patient=patient)
+        for number, path in enumerate(sorted((tmp_path / "one" / patient).iterdir(), reverse=True)):
+            (tmp_path / "two" / patient).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "two" / patient / f"{number}").write_bytes(path.read_bytes())
+    plans = [dicom.plan(tmp_path / name, labels=LABELS) for name in ("one", "two")]
+    described = [[(case.name, case.patient, case.key["patient_id"]) for case in plan.cases] for plan in plans]
+    assert described[0] == described[1]
+    assert [case[2] for case in described[0]] == ["a", "b"]
+    scans = [[sitk.GetArrayFromImage(case.load().label) for case in plan.cases] for plan in plans]
+    np.testing.assert_array_equal(scans[0], scans[1])
+
+
+def test_labels_without_a_structure(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path / "1", {"Leber": organ(1)}, patient="1")
+    ct_with_contours(tmp_path / "2", patient="2")
+    ct_with_contours(tmp_path / "3", {"Herz": organ(1)}, patient="3")
+    cases = dicom.plan(tmp_path, labels=LABELS).cases
+    assert [case.role for case in cases] == [Role.LABELED, Role.LABELED, Role.UNLABELED]
+    assert "no structure for tumor: taken as absent" in cases[0].load().notes
+    cases = dicom.plan(tmp_path, labels=LABELS, require_all_labels=True).cases
+    assert [case.role for case in cases] == [Role.UNLABELED, Role.LABELED, Role.UNLABELED]
+    scan = cases[0].load()
+    assert scan.label is None
+    assert "unlabeled: no structure for tumor" in scan.notes
+
+
+def test_a_structure_that_was_named_and_never_drawn(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path, {"Leber": organ(1, 2), "Läsion": []})
+    (lenient,) = dicom.plan(tmp_path, labels=LABELS).cases
+    assert lenient.load().notes == ("ROI 2 (label 2) has no closed contour: taken as absent",)
+    (strict,) = dicom.plan(tmp_path, labels=LABELS, require_all_labels=True).cases
+    with pytest.raises(DualCLError, match="no voxel has the label 2: named and never drawn"):
+        strict.load()
+
+
+def test_a_segmentation_that_matches_nothing_is_noted(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path / "1", patient="1")
+    ct_with_contours(tmp_path / "2", {"Herz": organ(1)}, patient="2")
+    notes = dicom.plan(tmp_path, labels=LABELS).cases[1].load().notes
+    assert notes == ("unlabeled: 1 segmentation objects, none with a structure for these labels",)
+
+
+def test_objects_for_one_label_each_make_one_label_image(tmp_path: Path) -> None:
+    images = write_series(tmp_path)
+    liver, tumor = np.zeros((2, 4, 5, 7), np.uint8)
+    liver[1:3, 1:4, 1:5], tumor[2, 3:5, 4:7] = 1, 1
+    write_seg(tmp_path / "a", images, tumor, names=("Läsion",))
+    write_seg(tmp_path / "b", images, liver, names=("Liver",))
+    (case,) = dicom.plan(tmp_path, labels=LABELS).cases
+    scan = case.load()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(scan.label), np.where(liver, 1, 2 * tumor))
+    assert scan.notes == ("1 voxels are of several objects; the label named first has them",)
+
+
+def test_channels_of_one_frame_of_reference(tmp_path: Path) -> None:
+    for patient, frame in (("1", ""), ("2", "moved")):
+        ct_with_contours(tmp_path / patient, patient=patient)
+        write_series(tmp_path / patient, "PT", heights=(0, 2), series="pet ct", patient=patient, frame=frame)
+    plan = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT", "PET": "PT"})
+    assert plan.channels == ("CT", "PET")
+    (case,) = plan.cases
+    assert case.patient == "patient_0001"
+    assert len(pickle.loads(pickle.dumps(case.load))().channels) == 2  # as it travels to a worker
+    assert sorted(each.reason.split(" in ")[0] for each in plan.refused) == [
+        "no series for the channel CT", "no series for the channel PET",
+    ]  # fmt: skip
+
+
+def test_a_channel_on_another_grid_is_resampled_when_asked(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path / "dicom")
+    write_series(tmp_path / "dicom", "PT", heights=(0, 1.5, 3), series="pet")
+    channels = {"CT": "CT", "PET": "PT"}
+    found_by = {"labels": LABELS, "channels": channels}
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset001_A", options=Options(processes=1), **found_by)
+    assert "--resample-channels" in report.failed[0].reason
+    options = Options(processes=1, resample_channels=True, folds=1)
+    target = tmp_path / "Dataset002_B"
+    assert not dicom.convert(tmp_path / "dicom", target, options=options, **found_by).failed
+    sizes = {sitk.ReadImage(target / "imagesTr" / f"case_0001_000{index}.nii.gz").GetSize() for index in (0, 1)}
+    assert sizes == {(7, 5, 4)}
+
+
+def test_contours_stay_on_the_grid_they_were_drawn_on(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path)
+    write_series(tmp_path, "PT", heights=(0, 3), series="pet")
+    (case,) = dicom.plan(tmp_path, labels=LABELS, channels={"PET": "PT", "CT": "CT"}).cases
+    scan = case.load()
+    assert [image.GetSize()[2] for image in (*scan.channels, scan.label)] == [2, 4, 4]
+
+
+def test_what_is_for_no_channel_is_said(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path)
+    write_series(tmp_path, "MR", series="t1")
+    write_rtstruct(tmp_path / "by position", {"Leber": organ(1, 2)}, patient="2", frame="lost")
+    write_series(tmp_path / "2", "MR", series="t1", patient="2")
+    plan = dicom.plan(tmp_path, labels={"liver": "leber"}, channels={"T1": "MR"})
+    assert [(case.patient, case.role) for case in plan.cases] == [
+        ("patient_0001", Role.LABELED), ("patient_0002", Role.UNLABELED),
+    ]  # fmt: skip
+    assert [each.reason for each in plan.refused] == ["drawn on a series that is no channel"]
+    assert "taken to be drawn on series" in plan.notes[0]
+    assert plan.notes[1] == "1 series are for no channel and were passed over"
+
+
+def test_two_series_for_one_channel_of_several(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path)
+    for series in ("t1 a", "t1 b"):
+        write_series(tmp_path, "MR", series=series)
+    with pytest.raises(DualCLError, match="several series for the channel T1"):
+        dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT", "T1": "^t1"})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"labels": {"spleen": "milz"}}, r"label spleen. There are: Leber, Läsion 1"),
+        ({"labels": LABELS, "channels": {"T2": ""}}, r"channel T2. There are: 1 x CT 'axial of"),
+        ({"labels": LABELS, "structure_set": "another"}, "There is no RTSTRUCT"),
+        ({"labels": LABELS, "channels": {"CT": "("}}, "no regular expression"),
+        ({"labels": LABELS, "threshold": 0.0}, "--threshold"),
+    ],
+)
+def test_faults_of_the_whole(tmp_path: Path, keywords: dict[str, Any], message: str) -> None:
+    ct_with_contours(tmp_path)
+    with pytest.raises(DualCLError, match=message):
+        dicom.plan(tmp_path, **keywords)
+
+
+def test_several_modalities_ask_for_channels(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path)
+    write_series(tmp_path, "MR", series="t1")
+    with pytest.raises(DualCLError, match=r"1 x MR 't1 of .*--channel"):
+        dicom.plan(tmp_path, labels=LABELS)
+
+
+def test_a_structure_set_is_chosen_by_its_title(tmp_path: Path) -> None:
+    images = ct_with_contours(tmp_path)
+    write_rtstruct(tmp_path / "rs2", {"Leber": organ(2)}, refers_to=images[0], when="20050505", title="Automatic")
+    (newest,) = dicom.plan(tmp_path, labels={"liver": "leber"}).cases
+    (chosen,) = dicom.plan(tmp_path, labels={"liver": "leber"}, structure_set="^plan").cases
+    slices = [sitk.GetArrayFromImage(case.load().label).any(axis=(1, 2)).tolist() for case in (newest, chosen)]
+    assert slices == [[False, False, True, False], [False, True, True, False]]
+
+
+def test_a_damaged_structure_set_fails_its_case_without_names(tmp_path: Path) -> None:
+    images = write_series(tmp_path)
+    path = write_rtstruct(tmp_path / "rs", {"Leber": organ(1)}, refers_to=images[0])
+    item = pydicom.dcmread(path)
+    item.ROIContourSequence[0].ReferencedROINumber = None
+    item.save_as(path)
+    (case,) = dicom.plan(tmp_path, labels={"liver": "leber"}).cases
+    with pytest.raises(DualCLError, match="RTSTRUCT cannot be read"):
+        case.load()
+
+
+def test_the_options_are_keywords_of_the_plan(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    dicom.add_arguments(parser)
+    words = "--label liver=leber|liver --label spleen --channel CT=CT --threshold 0.3 --require-all-labels"
+    assert dicom.keywords(parser.parse_args(words.split())) == {
+        "labels": {"liver": "leber|liver", "spleen": ""},
+        "channels": {"CT": "CT"},
+        "structure_set": None,
+        "threshold": 0.3,
+        "require_all_labels": True,
+    }
+    ct_with_contours(tmp_path)
+    (case,) = dicom.plan(tmp_path, **dicom.keywords(parser.parse_args(["--label", "Leber"]))).cases
+    assert case.load().label.GetSpacing()[:2] == SPACING_YX[::-1]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_dicom import at, box, write_rtstruct, write_series
+
+from nnunet_dualcl.dataset_conversion.dicom.rtstruct import contour_labels, contour_points, inside_polygons
+from nnunet_dualcl.dataset_conversion.dicom.scan import scan
+from nnunet_dualcl.errors import DualCLError
+
+Contours = list[list[list[float]]]
+
+
+def labels(
+    folder: Path, rois: dict[str, Contours], *, heights: int = 5, kind: str = "CLOSED_PLANAR"
+) -> tuple[np.ndarray, list[str]]:
+    """ROIs as labels 1, 2, ... on an oblique series."""
+    write_series(folder, heights=range(heights))
+    path = write_rtstruct(folder / "structures", rois, kind=kind)
+    (series,) = scan(folder).series
+    return contour_labels(path, {number: number for number in range(1, len(rois) + 1)}, series.grid)
+
+
+def winding_free_reference(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Even-odd by a ray to the left from every pixel center, one at a time."""
+    mask = np.zeros(shape, bool)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            for polygon in polygons:
+                for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+                    if (y0 <= row) != (y1 <= row) and x0 + (row - y0) * (x1 - x0) / (y1 - y0) < column:
+                        mask[row, column] ^= True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_filling_equals_a_ray_from_every_center(seed: int) -> None:
+    """Stars with crossing edges, partly outside; no corner is at a center."""
+    rng = np.random.default_rng(seed)
+    polygons = [rng.uniform(-4, 16, (corners, 2)) for corners in (3, 9, 20)]
+    expected = winding_free_reference(polygons, (11, 13))
+    assert expected.any()
+    np.testing.assert_array_equal(inside_polygons(polygons, (11, 13)), expected)
+
+
+def test_a_border_through_centers_has_one_side() -> None:
+    """Neighbors that share a border share no pixel, and leave none out."""
+    square = np.array([[1.0, 1], [4, 1], [4, 3], [1, 3]])
+    left, right = (inside_polygons([square + shift], (5, 9)) for shift in ([0, 0], [3, 0]))
+    assert not (left & right).any()
+    np.testing.assert_array_equal(left | right, inside_polygons([square * [2, 1] - [1, 0]], (5, 9)))
+    np.testing.assert_array_equal(np.argwhere(left), [[y, x] for y in (1, 2) for x in (1, 2, 3)])
+
+
+def test_an_oblique_roi_with_a_hole_and_a_keyhole(tmp_path: Path) -> None:
+    outer, hole = box((0.5, -0.5), (6.5, 4.5), 1), box((2.5, 1.5), (3.5, 2.5), 1)
+    slit = [[x, y, 3] for x, y in ((0.5, -0.5), (6.5, -0.5), (6.5, 4.5), (0.5, 4.5), (0.5, 2.2),
+            (2.5, 2.2), (2.5, 2.5), (3.5, 2.5), (3.5, 1.5), (2.5, 1.5), (2.5, 2.2), (0.5, 2.2))]  # fmt: skip
+    array, notes = labels(tmp_path, {"ring": [outer, hole, box((0.5, -0.5), (6.5, 4.5), 2), slit]})
+    ring = np.ones((5, 7), int)
+    ring[:, 0] = 0
+    full = ring.copy()
+    ring[2, 3] = 0
+    np.testing.assert_array_equal(array, [0 * ring, ring, full, ring, 0 * ring])
+    assert notes == []
+
+
+def test_the_structure_named_first_keeps_contested_voxels(tmp_path: Path) -> None:
+    rois = {"small": [box((2.5, 0.5), (4.5, 2.5), 2)], "large": [box((0.5, 0.5), (5.5, 3.5), 2)]}
+    array, notes = labels(tmp_path, rois)
+    assert [int((array == value).sum()) for value in (1, 2)] == [4, 11]
+    assert notes == ["4 voxels are of several structures; the one named first has them"]
+
+
+def test_planes_go_to_the_nearest_slice_and_the_closest_wins(tmp_path: Path) -> None:
+    """Contours twice as close as slices, and moved: an even-odd sum of two planes would cancel out."""
+    planes = [box((0.5, 0.5), (3.5, 2.5), height) for height in (0.9, 1.4, 1.9, 2.4)]
+    planes[1] = box((0.5, 0.5), (5.5, 2.5), 1.4)
+    array, notes = labels(tmp_path, {"organ": planes})
+    assert array.sum(axis=(1, 2)).tolist() == [0, 6, 6, 0, 0]
+    assert "2 planes of contours lie between slices" in notes[0]
+
+
+def test_contours_off_their_slices_are_noted(tmp_path: Path) -> None:
+    array, notes = labels(tmp_path, {"organ": [box((0.5, 0.5), (3.5, 2.5), height) for height in (1.3, 2.3)]})
+    assert array.sum(axis=(1, 2)).tolist() == [0, 6, 6, 0, 0]
+    assert "up to 0.30 slices off" in notes[0]
+
+
+def test_contours_beyond_the_volume_and_gaps_are_noted(tmp_path: Path) -> None:
+    heights = (-2, -1, 0, 1, 4, 5)
+    array, notes = labels(tmp_path, {"organ": [box((0.5, 0.5), (3.5, 2.5), height) for height in heights]})
+    assert array.sum(axis=(1, 2)).tolist() == [6, 6, 0, 0, 6]
+    assert "3 contours are off the volume" in notes[0]
+    assert "2 slices between its first and last have no contour" in notes[1]
+
+
+@pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR"])
+def test_what_encloses_nothing_is_passed_over(tmp_path: Path, kind: str) -> None:
+    array, notes = labels(tmp_path, {"marker": [box((0.5, 0.5), (3.5, 2.5), 1)]}, kind=kind)
+    assert not array.any()
+    assert "taken as absent" in notes[0]
+    assert f"1 contours {kind} enclose nothing" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("contours", "message"),
+    [
+        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 2, 4)], "2 slices apart"),
+        ([box((0.5, 0.5), (3.5, 2.5), 9)], "off the volume: they belong to another series"),
+        ([[[1, 1, 0], [1, 3, 0], [1, 3, 4], [1, 1, 4]]], "lie across the slices"),
+    ],
+)
+def test_contours_that_would_teach_nonsense_are_refused(tmp_path: Path, contours: Contours, message: str) -> None:
+    with pytest.raises(DualCLError, match=message):
+        labels(tmp_path, {"organ": contours})
+
+
+def test_the_first_points_tell_where_contours_are(tmp_path: Path) -> None:
+    path = write_rtstruct(tmp_path / "s", {"a": [box((1, 2), (3, 4), 0)], "b": [box((2, 2), (3, 4), 3)]})
+    assert contour_points(path) == pytest.approx(np.array([at(1, 2, 0), at(2, 2, 3)]), abs=1e-5)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.uid import UID, JPEGLSLossless, RLELossless
+from synthetic_dicom import COLUMN, GAP, ORIGIN, ROW, values, write_series
+
+from nnunet_dualcl.dataset_conversion.dicom.scan import scan
+from nnunet_dualcl.dataset_conversion.dicom.series import read_series
+from nnunet_dualcl.errors import DualCLError
+
+
+def read(folder: Path) -> tuple[sitk.Image, list[str]]:
+    (series,) = scan(folder).series
+    return read_series(series.slices, series.grid, series.modality)
+
+
+def test_pixels_in_real_values_with_geometry_from_positions(tmp_path: Path) -> None:
+    write_series(tmp_path, heights=(3, 0, 2, 1))
+    image, notes = read(tmp_path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), values(4)[[1, 3, 2, 0]].astype(int) - 1000)
+    assert image.GetPixelID() == sitk.sitkInt16
+    assert image.GetSpacing() == pytest.approx((1.5, 2.0, GAP))
+    assert image.GetOrigin() == pytest.approx(ORIGIN)
+    assert pytest.approx(np.array([ROW, COLUMN, (0, 0, 1)])) == np.reshape(image.GetDirection(), (3, 3)).T
+    assert image.GetMetaDataKeys() == ()
+    assert notes == []
+
+
+def test_slopes_that_differ_between_slices_are_kept(tmp_path: Path) -> None:
+    """The first slope is whole, so the first file alone would ask for whole numbers."""
+    slopes = (1, 0.37, 0.5, 0.25)
+    write_series(tmp_path, "PT", slopes=slopes, intercept=0)
+    image, notes = read(tmp_path)
+    expected = values(4) * np.reshape(slopes, (4, 1, 1))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected, rtol=1e-6)
+    assert notes == ["PET is in the scanner's own values, not SUV: units are not stated, not BQML"]
+
+
+def test_pet_in_suv(tmp_path: Path) -> None:
+    write_series(tmp_path, "PT", slopes=[0.5] * 4, intercept=0, tags={"Units": "GML"})
+    image, notes = read(tmp_path)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(image), values(4) * 0.5)
+    assert notes == ["PET is in SUV by body weight (g/ml)"]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_compressed_pixels(tmp_path: Path, syntax: UID) -> None:
+    for path in write_series(tmp_path):
+        item = pydicom.dcmread(path)
+        item.compress(syntax, generate_instance_uid=False)
+        item.save_as(path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path)[0]), values(4).astype(int) - 1000)
+
+
+def test_a_file_cut_off_is_a_fault_of_its_case_that_names_no_file(tmp_path: Path) -> None:
+    path = write_series(tmp_path)[2]
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DualCLError, match="pixel data cannot be read") as caught:
+        read(tmp_path)
+    assert path.name not in str(caught.value)
