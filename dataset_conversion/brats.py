@@ -23,10 +23,9 @@ from nnunet_dualcl.dataset_conversion.listed import (
     read_lists,
 )
 from nnunet_dualcl.dataset_conversion.patterns import files_below
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.volumes import load_volumes
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -135,16 +134,8 @@ def plan(
     )
 
 
-def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
-    """Convert to nnU-Net's raw format.
-
-    Args:
-        source: folder of one release.
-        target: dataset folder to make, ``DatasetXXX_NAME``.
-        options: of every conversion.
-        found_by: keywords of :func:`plan`.
-    """
-    return write_dataset(plan(source, **found_by), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.patterns import files_below
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.volumes import load_volumes
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 ORGANS = (
@@ -100,11 +99,8 @@ def plan(source: Path, *, unlabeled: int | None = None) -> Plan:
     )
 
 
-def convert(
-    source: Path, target: Path, *, unlabeled: int | None = None, options: Options | None = None
-) -> ConversionReport:
-    """Convert to nnU-Net's raw format; arguments as of :func:`plan`, target ``DatasetXXX_NAME``."""
-    return write_dataset(plan(source, unlabeled=unlabeled), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,10 +28,9 @@ from nnunet_dualcl.dataset_conversion.patterns import (
     regular_expression,
     safe_names,
 )
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 Spacing = tuple[float, float, float]
@@ -140,16 +139,8 @@ def plan(
     )
 
 
-def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
-    """Convert a tree of files to nnU-Net's raw format.
-
-    Args:
-        source: folder.
-        target: dataset folder to make, ``DatasetXXX_NAME``.
-        options: of every conversion.
-        found_by: keywords of :func:`plan`.
-    """
-    return write_dataset(plan(source, **found_by), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,11 +26,10 @@ from nnunet_dualcl.dataset_conversion.listed import (
     read_lists,
 )
 from nnunet_dualcl.dataset_conversion.patterns import files_below
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.published_lists import LEFT_ATRIUM
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
 from nnunet_dualcl.dataset_conversion.volumes import load_volumes
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 SPACING_MM = (0.625, 0.625, 0.625)
@@ -107,16 +106,8 @@ def plan(
     )
 
 
-def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
-    """Convert to nnU-Net's raw format.
-
-    Args:
-        source: folder that holds the case folders.
-        target: dataset folder to make, ``DatasetXXX_NAME``.
-        options: of every conversion.
-        found_by: keywords of :func:`plan`.
-    """
-    return write_dataset(plan(source, **found_by), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.volumes import load_4d, load_volumes
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 ENDING = ".nii.gz"
@@ -71,11 +70,8 @@ def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
     )
 
 
-def convert(
-    source: Path, target: Path, *, unlabeled_test: bool = False, options: Options | None = None
-) -> ConversionReport:
-    """Convert to nnU-Net's raw format; arguments as of :func:`plan`, target ``DatasetXXX_NAME``."""
-    return write_dataset(plan(source, unlabeled_test=unlabeled_test), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from nnunet_dualcl.dataset_conversion.one_case import (
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import SPLITS_FILE
+from nnunet_dualcl.layout import REPLACED_SPLITS_FILE, SPLITS_FILE
 from nnunet_dualcl.parallel import results
 
 PLAN_FILE = Path("conversion") / "plan.json"
@@ -92,6 +92,23 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
     )
     _finish(plan, report)
     return report
+
+
+def converter(plan: Callable[..., Plan]) -> Callable[..., ConversionReport]:
+    """The ``convert(source, target, *, options=None, ...)`` of a source; further keywords are those of its ``plan``."""
+
+    def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
+        return write_dataset(plan(source, **found_by), target, options)
+
+    convert.__doc__ = (
+        "Convert to nnU-Net's raw format.\n\n"
+        "    Args:\n"
+        "        source: as of :func:`plan`.\n"
+        "        target: dataset folder to make, ``DatasetXXX_NAME``.\n"
+        "        options: of every conversion; see :class:`Options`.\n"
+        "        found_by: keywords of :func:`plan`."
+    )
+    return convert
 
 
 def check_plan(plan: Plan) -> None:
@@ -273,7 +290,9 @@ def _folds(plan: Plan, records: Sequence[Record], options: Options) -> list[Fold
 def _finish(plan: Plan, report: ConversionReport) -> None:
     target = report.target
     if report.folds:  # without a labeled case there is nothing to plan from, and no dataset.json that says there is
-        write_text(target / SPLITS_FILE, json.dumps(list(report.folds), indent=2) + "\n")
+        redrawn = (target / REPLACED_SPLITS_FILE).is_file()
+        split_file = target / (REPLACED_SPLITS_FILE if redrawn else SPLITS_FILE)
+        write_text(split_file, json.dumps(list(report.folds), indent=2) + "\n")
         write_text(
             target / "dataset.json", json.dumps(_dataset_json(plan, report), indent=2, ensure_ascii=False) + "\n"
         )

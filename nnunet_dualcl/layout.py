@@ -17,6 +17,9 @@ STOCK_TRAINER = "nnUNetTrainer"
 SPLITS_FILE = "splits_final.json"
 """nnU-Net's split file; a fold may carry an ``unlabeled`` list, which nnU-Net itself ignores."""
 
+REPLACED_SPLITS_FILE = "splits_of_conversion.json"
+"""Where a raw dataset keeps the split that it came with, once ``dualcl split`` has drawn another."""
+
 CONFIG_FILE = "dualcl_config.yaml"
 TERM_LOG_FILE = "dualcl_terms.csv"
 TERM_PICTURE_FILE = "dualcl_progress.png"

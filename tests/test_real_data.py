@@ -58,10 +58,9 @@ def excerpt(target: Path) -> list[str]:
 
 def convert(tmp_path: Path) -> list[str]:
     """The excerpt as an nnU-Net dataset; returns its case names, those of the test set last."""
-    from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
-
-    names = excerpt(tmp_path / "Task04_Hippocampus")
-    convert_msd_dataset(str(tmp_path / "Task04_Hippocampus"), num_processes=1)
+    source = tmp_path / "Task04_Hippocampus"
+    names = excerpt(source)
+    assert main(["convert", "msd", str(source), "-d", "4", "-n", "Hippocampus", "-np", "1"]) == 0
     return names
 
 

@@ -17,9 +17,8 @@ from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
 from nnunet_dualcl.dataset_conversion.dicom.structures import ignoring_case, labeling, structure_patterns, value_of
 from nnunet_dualcl.dataset_conversion.patterns import named_patterns
-from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
-from nnunet_dualcl.dataset_conversion.report import ConversionReport
-from nnunet_dualcl.dataset_conversion.write import write_dataset
+from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
+from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 _CHANNEL_NAMES = {"CT": "CT", "MR": "MR", "PT": "PET"}
@@ -124,16 +123,8 @@ def plan(
     )
 
 
-def convert(source: Path, target: Path, *, options: Options | None = None, **found_by: Any) -> ConversionReport:
-    """Convert a DICOM export to nnU-Net's raw format.
-
-    Args:
-        source: folder.
-        target: dataset folder to make, ``DatasetXXX_NAME``.
-        options: of every conversion.
-        found_by: keywords of :func:`plan`.
-    """
-    return write_dataset(plan(source, **found_by), target, options)
+convert = converter(plan)
+"""See :func:`~nnunet_dualcl.dataset_conversion.write.converter`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

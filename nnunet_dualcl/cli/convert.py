@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import SPLITS_FILE, required_folder
+from nnunet_dualcl.layout import required_folder
 
 KINDS = {
     "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
@@ -56,7 +54,6 @@ def convert(argv: Sequence[str]) -> int:
         write_key_list(options.key_list, plan.cases, report.records)
     print(report.summary())
     if report.folds:
-        print(_share_split(target))
         print(f"Next: nnUNetv2_plan_and_preprocess -d {arguments.d} -c 3d_fullres --verify_dataset_integrity")
     return int(report.exit_code)
 
@@ -95,16 +92,3 @@ def _module(kind: str) -> Any:
         return import_module(f"nnunet_dualcl.dataset_conversion.{kind}")
     except ModuleNotFoundError as error:
         raise DualCLError(f"{error}. Install this package again: pip install .") from None
-
-
-def _share_split(target: Path) -> str:
-    """Put the split where nnU-Net looks for it, unless one is there; says what was done."""
-    preprocessed = os.environ.get("nnUNet_preprocessed")
-    if not preprocessed:
-        return f"nnU-Net reads splits from nnUNet_preprocessed, which is not set: copy {target / SPLITS_FILE} there."
-    place = Path(preprocessed) / target.name / SPLITS_FILE
-    text = (target / SPLITS_FILE).read_text(encoding="utf-8")
-    if place.exists() and place.read_text(encoding="utf-8") != text:
-        return f"{place} is another split and was left as it is; the new one is {target / SPLITS_FILE}."
-    write_text(place, text)
-    return f"Split: {place}"

@@ -141,7 +141,7 @@ def _split(arguments: argparse.Namespace) -> int:
     import json
 
     from nnunet_dualcl.data.cases import raw_training_images
-    from nnunet_dualcl.data.splits import draw_splits, read_groups, write_splits
+    from nnunet_dualcl.data.splits import draw_splits, read_groups, replace_splits
 
     name = dataset_name(arguments.d)
     raw = required_folder("nnUNet_raw") / name
@@ -162,7 +162,7 @@ def _split(arguments: argparse.Namespace) -> int:
         excluded=excluded,
     )
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
-    write_splits(path, splits, force=arguments.force)
+    replace_splits(raw, path, splits, force=arguments.force)
     first = splits[0]
     print(
         f"{path}: {len(splits)} fold(s), each with {len(first['train'])} labeled, {len(first['unlabeled'])} "

@@ -11,6 +11,7 @@ import numpy as np
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import REPLACED_SPLITS_FILE, SPLITS_FILE
 
 Split = dict[str, list[str]]
 
@@ -110,6 +111,22 @@ def read_groups(path: Path) -> dict[str, str]:
         if groups.setdefault(case, group) != group:
             raise DualCLError(f"{path}, line {number}: {case} is of {groups[case]} and of {group}. Keep one line.")
     return groups
+
+
+def replace_splits(raw_dataset_folder: Path, path: Path, splits: Sequence[Split], *, force: bool) -> None:
+    """Write a split file where nnU-Net looks for it, in place of the one that the raw dataset came with.
+
+    nnU-Net copies the raw dataset's split file when it plans, and stops if another one is there by then. So that file
+    is kept under another name.
+
+    Raises:
+        DualCLError: ``path`` holds another split than the raw dataset's, and ``force`` is off.
+    """
+    came_with = raw_dataset_folder / SPLITS_FILE
+    is_copy = came_with.is_file() and path.is_file() and path.read_bytes() == came_with.read_bytes()
+    write_splits(path, splits, force=force or is_copy)
+    if came_with.is_file():
+        came_with.replace(raw_dataset_folder / REPLACED_SPLITS_FILE)
 
 
 def write_splits(path: Path, splits: Sequence[Split], *, force: bool = False) -> None:

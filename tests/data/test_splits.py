@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import _maybe_copy_splits_file
 
 from nnunet_dualcl.data.cases import check_disjoint, read_split
-from nnunet_dualcl.data.splits import draw_splits, read_groups, write_splits
+from nnunet_dualcl.data.splits import draw_splits, read_groups, replace_splits, write_splits
 from nnunet_dualcl.errors import DualCLError
 
 CASES = [f"case_{number:02d}" for number in range(23)]
@@ -154,3 +155,18 @@ def test_a_split_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     assert read_split(path.parent, 3) == first[3]
     write_splits(path, second, force=True)
     assert read_split(path.parent, 3) == second[3]
+
+
+def test_the_split_that_a_dataset_came_with_is_kept_beside(tmp_path: Path) -> None:
+    raw, path = tmp_path / "raw", tmp_path / "preprocessed" / "splits_final.json"
+    write_splits(raw / "splits_final.json", draw())
+    path.parent.mkdir()
+    _maybe_copy_splits_file(str(raw / "splits_final.json"), str(path))  # by nnU-Net, when it plans
+    replace_splits(raw, path, draw(seed=9), force=False)
+    assert read_split(path.parent, 3) == draw(seed=9)[3]
+    assert json.loads((raw / "splits_of_conversion.json").read_text(encoding="utf-8")) == draw()
+    assert not (raw / "splits_final.json").exists()  # planning again would stop at the difference
+    with pytest.raises(DualCLError, match="--force"):  # no copy any more: trainings may have used it
+        replace_splits(raw, path, draw(seed=8), force=False)
+    replace_splits(raw, path, draw(seed=8), force=True)
+    assert json.loads((raw / "splits_of_conversion.json").read_text(encoding="utf-8")) == draw()

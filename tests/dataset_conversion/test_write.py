@@ -175,7 +175,7 @@ def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> No
         write_dataset(replace(toy, labels={"a": 1, "c": 2}), target, replace(ALONE, resume=True))
     with pytest.raises(DualCLError, match="empty_labels 'refuse', now 'keep'"):
         write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="keep"))
-    with pytest.raises(DualCLError, match="settings .*'--spacing': '3'"):
+    with pytest.raises(DualCLError, match=r"settings .*'--spacing': '3'"):
         write_dataset(replace(toy, settings={"--spacing": "3"}), target, replace(ALONE, resume=True))
     moved = (replace(toy.cases[0], role=Role.UNLABELED), *toy.cases[1:])
     with pytest.raises(DualCLError, match="l1 was converted as labeled, and is unlabeled now"):
@@ -455,3 +455,12 @@ def test_a_killed_conversion_leaves_no_half_file(tmp_path: Path) -> None:
     report = write_dataset(plan_of(*cases), tmp_path / NAME, replace(ALONE, resume=True))
     assert len(report.records) == 2
     assert not list((tmp_path / NAME).rglob(".*"))
+
+
+def test_a_resumed_conversion_leaves_a_redrawn_split_alone(toy: Plan, tmp_path: Path) -> None:
+    target = tmp_path / NAME
+    write_dataset(toy, target, ALONE)
+    (target / "splits_final.json").rename(target / "splits_of_conversion.json")  # by dualcl split
+    write_dataset(toy, target, replace(ALONE, resume=True))
+    assert (target / "splits_of_conversion.json").is_file()
+    assert not (target / "splits_final.json").exists()
