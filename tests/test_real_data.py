@@ -52,7 +52,9 @@ def excerpt(target: Path) -> list[str]:
         for name in chosen:
             shutil.copyfile(HIPPOCAMPUS / role.replace("Ts", "Tr") / name, target / role / name)
     content = json.loads((HIPPOCAMPUS / "dataset.json").read_text())
-    (target / "dataset.json").write_text(json.dumps({**content, "numTraining": CASES}))
+    training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names[:CASES]]
+    listed = {"numTraining": CASES, "training": training, "test": [f"./imagesTs/{name}" for name in names[CASES:]]}
+    (target / "dataset.json").write_text(json.dumps({**content, **listed}))
     return [name.removesuffix(".nii.gz") for name in names]
 
 
