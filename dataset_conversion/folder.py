@@ -80,7 +80,8 @@ def plan(
     structures = _structures(labels)
     files = files_below(source)
     found: dict[str, _Found] = {}
-    refused = []
+    refused: list[Refusal] = []
+    idle: list[str] = []
     for relative in files:
         match = label_pattern.fullmatch(relative) if label_pattern else None
         if match is not None:
@@ -93,6 +94,11 @@ def plan(
             channel = _channel_place(match, by_channel, relative)
             if channel is not None:
                 _case_of(match, found).images[channel].append(relative)
+            else:
+                refused.append(Refusal(relative, f"is none of the channels {', '.join(channels)}"))
+        elif ending_of(Path(relative)) is not None:
+            idle.append(relative)
+    _check_labels(label_files, labels, structures, found, files)
     if not any(case.images for case in found.values()):
         some = [name for name in files if ending_of(Path(name))][:3]
         raise DualCLError(
@@ -103,7 +109,7 @@ def plan(
     names = safe_names(list(found))
     cases = []
     for key, case in sorted(found.items()):
-        fault = _fault(case, list(channels), structures is not None)
+        fault = _fault(key, case, list(channels), structures is not None, found)
         if fault is not None:
             refused.append(Refusal(key, fault))
             continue
@@ -120,6 +126,7 @@ def plan(
                 load=partial(_load, image_files, tuple(given), structures is not None, tuple(lacking), spacing_mm),
                 files=(*image_files, *(path for _, path in given)),
                 where=case.images[0][0],
+                key={"image": str(image_files[0])},
             )
         )
     return Plan(
@@ -128,6 +135,8 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
+        notes=(f"{len(idle)} volume files match no pattern: {', '.join(idle[:5])}{' ...' * (len(idle) > 5)}",)
+        * bool(idle),
         value_map={} if structures is not None else _value_map(labels),
         settings={
             "--images": images,
@@ -145,7 +154,9 @@ convert = converter(plan)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this kind."""
-    parser.add_argument("--images", required=True, metavar="PATTERN", help="glob whose last * is the case, or a regex")
+    parser.add_argument(
+        "--images", required=True, metavar="PATTERN", help="quoted glob whose * is the case, or a regex"
+    )
     parser.add_argument("--labels", metavar="PATTERN", help="the same for label files; default: all are unlabeled")
     parser.add_argument(
         "--channel", action="append", default=[], metavar="NAME[=REGEX]", help="in order; CT gets CT normalization"
@@ -209,7 +220,25 @@ def _structures(labels: Mapping[str, str | int | list[int]]) -> list[re.Pattern[
         raise DualCLError(
             f"Labels must be all values in one file a case, or all patterns of files a structure; got {dict(labels)}."
         )
-    return [regular_expression(text) for text in texts] if texts else None
+    return [regular_expression(text, ignore_case=True) for text in texts] if texts else None
+
+
+def _check_labels(
+    label_files: str | None,
+    labels: Mapping[str, Any],
+    structures: list[re.Pattern[str]] | None,
+    found: Mapping[str, _Found],
+    files: Mapping[str, Path],
+) -> None:
+    """Raise a :class:`DualCLError` where the pattern of labels, or that of one structure, meets no file."""
+    if label_files is None:
+        return
+    met = {place for case in found.values() for place in case.labels}
+    missing = [name for value, name in enumerate(labels, 1) if value not in met] if structures else []
+    if missing or not met:
+        some = [name for name in files if ending_of(Path(name))][:8]
+        what = f"is a file of {', '.join(missing)}" if missing and met else f"is a label by --labels {label_files!r}"
+        raise DualCLError(f"None of {len(files)} files {what}. There are, for instance: {', '.join(some)}.")
 
 
 def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
@@ -222,7 +251,7 @@ def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
     for target, (name, what) in enumerate(labels.items(), 1):
         for value in what if isinstance(what, list) else [what]:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DualCLError(f"Label {name}: {value!r} is no value from 1 on.")
+                raise DualCLError(f"Label {name}: {value!r} is no value from 1 on; 0 is background and is not named.")
             if value in mapped:
                 raise DualCLError(f"Label {name}: value {value} stands for another label as well.")
             mapped[value] = target
@@ -232,6 +261,7 @@ def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
 def _case_of(match: re.Match[str], found: dict[str, _Found]) -> _Found:
     groups = match.groupdict()
     case, patient = groups.get("case"), groups.get("patient")
+    case = None if case is None else case.removesuffix(ending_of(Path(case)) or "")  # of patterns such as images/*
     key = f"{patient}_{case}" if case and patient else case or patient or ""
     return found.setdefault(key, _Found(patient or key))
 
@@ -255,10 +285,14 @@ def _label_place(match: re.Match[str], structures: list[re.Pattern[str]] | None)
     return None
 
 
-def _fault(case: _Found, channels: list[str], structures: bool) -> str | None:
+def _fault(key: str, case: _Found, channels: list[str], structures: bool, found: Mapping[str, _Found]) -> str | None:
     """Why these files make no case."""
     if not case.images:
-        return f"has a label ({next(iter(case.labels.values()))[0]}) and no image. Is it named like its image?"
+        alike = [other for other, its in found.items() if its.images and other.startswith(key)]
+        hint = f"There is an image of {alike[0]}" if alike else "Is it named like its image?"
+        if f"{key}_0000" in alike:
+            hint += "; nnU-Net's names want a pattern such as 'images/*_0000.nii.gz'"
+        return f"has a label ({next(iter(case.labels.values()))[0]}) and no image. {hint}"
     missing = [name for index, name in enumerate(channels) if not case.images.get(index)]
     if missing:
         return f"lacks the channel {', '.join(missing)}"

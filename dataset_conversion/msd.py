@@ -87,10 +87,11 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 def _description(source: Path) -> dict[str, Any]:
     path = source / "dataset.json"
     if not path.is_file():
-        tasks = sorted(each.parent.name for each in source.glob("*/dataset.json"))
+        near = [*sorted(source.glob("*/dataset.json")), source.absolute().parent / "dataset.json"]
+        task = next((each.parent for each in near if each.is_file()), None)
         raise DualCLError(
-            f"{path} is not there. Give the folder of one task, such as "
-            f"{source / (tasks[0] if tasks else 'Task04_Hippocampus')}."
+            f"{path} is not there. Give the folder of one task"
+            + (f", such as {task}." if task else ", which holds it.")
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -152,7 +152,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
         with replacing(target / path) as partial:
             sitk.WriteImage(image, str(partial), useCompression=True)
     with replacing(target / picture) as partial:
-        overlay(channels[0], label).save(partial)
+        overlay(channels, label).save(partial)
     write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
     return record
 
@@ -172,8 +172,15 @@ def _checked_channels(scan: Scan, plan: Plan, options: Options, notes: list[str]
                     f"channel {name} is on another grid than {plan.channels[0]}: {difference}. If the two are "
                     "registered, repeat with --resample-channels, which brings it onto the first one's grid."
                 )
+            field = sitk.Image(channel.GetSize(), sitk.sitkUInt8) + 1
+            field.CopyInformation(channel)
+            seen = onto(field, channels[0], nearest=True)
             channel = onto(channel, channels[0], nearest=False)
-            notes.append(f"channel {name} was resampled onto the grid of {plan.channels[0]} ({difference})")
+            share = float(sitk.GetArrayViewFromImage(seen).mean())
+            notes.append(
+                f"channel {name} was resampled onto the grid of {plan.channels[0]} ({difference}) and covers "
+                f"{share:.0%} of it"
+            )
         channel.CopyInformation(channels[0])
         channels.append(channel)
     return channels

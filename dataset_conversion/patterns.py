@@ -16,7 +16,7 @@ def compiled(pattern: str, *, groups: tuple[str, ...]) -> re.Pattern[str]:
 
     Args:
         pattern: with ``(?P<`` a regular expression; otherwise a glob, in which ``**`` crosses folders, ``*`` and ``?``
-            do not, and the last ``*`` (or ``**``, without any ``*``) is the case.
+            do not; the case is what the first ``*`` stands for in the last part of the path that has one.
         groups: names that a regular expression may use.
 
     Raises:
@@ -35,10 +35,10 @@ def compiled(pattern: str, *, groups: tuple[str, ...]) -> re.Pattern[str]:
     return expression
 
 
-def regular_expression(text: str) -> re.Pattern[str]:
+def regular_expression(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
     """``text`` compiled, or a :class:`DualCLError` that shows what is wrong with it."""
     try:
-        return re.compile(text)
+        return re.compile(text, re.IGNORECASE if ignore_case else 0)
     except re.error as error:
         raise DualCLError(f"{text!r} is no regular expression: {error}.") from None
 
@@ -101,13 +101,15 @@ def safe_names(names: list[str]) -> Mapping[str, str]:
 def _from_glob(pattern: str) -> str:
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
     stars = [index for index, part in enumerate(parts) if part == "*"]
-    stars = stars or [index for index, part in enumerate(parts) if part in ("**", "**/")]
+    while len(stars) > 1 and any("/" in part for part in parts[stars[0] : stars[-1]]):
+        stars = stars[1:]  # the case is in the last part of the path that has a star, and is the first one there
+    stars = stars or [index for index, part in enumerate(parts) if part in ("**", "**/")][-1:]
     text = ""
     for index, part in enumerate(parts):
         inner = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part)
         if inner is None:
             text += re.escape(part)
-        elif stars and index == stars[-1]:
+        elif stars and index == stars[0]:
             text += "(?:[^/]+/)*(?P<case>[^/]+)/" if part == "**/" else f"(?P<case>{'.+' if part == '**' else '[^/]+'})"
         else:
             text += inner

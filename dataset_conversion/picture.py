@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 HEIGHT = 160
 """Pixels of each plane."""
 _WIDEST = 3 * HEIGHT
+_GAP = 4
 _COLORS = np.array(
     [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66)], float
 )
@@ -16,7 +19,16 @@ _COLORS = np.array(
 _OPACITY = 0.45
 
 
-def overlay(image: sitk.Image, label: sitk.Image | None) -> Image.Image:
+def overlay(channels: Sequence[sitk.Image], label: sitk.Image | None) -> Image.Image:
+    """A row for each channel, all on one grid; see :func:`_row`."""
+    rows = [_row(channel, label) for channel in channels]
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height + _GAP for row in rows) - _GAP))
+    for index, row in enumerate(rows):
+        sheet.paste(row, (0, index * (HEIGHT + _GAP)))
+    return sheet
+
+
+def _row(image: sitk.Image, label: sitk.Image | None) -> Image.Image:
     """Axial, coronal and sagittal slice through the label's center of mass, or the volume's without one.
 
     The patient's anterior and superior side are up, the right one on the left, in the spacing's proportions; gray
@@ -36,14 +48,15 @@ def overlay(image: sitk.Image, label: sitk.Image | None) -> Image.Image:
             plane = _colored(plane, labels.take(at, axis))
         if axis != 0:
             plane = plane[::-1]  # superior up
-        proportion = plane.shape[1] * width_mm / (plane.shape[0] * height_mm)
-        width = min(max(round(HEIGHT * proportion), HEIGHT // 4), _WIDEST)
-        planes.append(Image.fromarray(plane.astype(np.uint8)).resize((width, HEIGHT), Image.Resampling.BILINEAR))
-    sheet = Image.new("RGB", (sum(plane.width for plane in planes) + 2 * 4, HEIGHT))
+        high_mm, wide_mm = plane.shape[0] * height_mm, plane.shape[1] * width_mm
+        scale = min(HEIGHT / high_mm, _WIDEST / wide_mm)  # pixels a mm, so that a flat volume looks flat
+        size = (max(1, round(wide_mm * scale)), max(1, round(high_mm * scale)))
+        planes.append(Image.fromarray(plane.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
+    sheet = Image.new("RGB", (sum(plane.width + _GAP for plane in planes) - _GAP, HEIGHT))
     left = 0
     for plane_image in planes:
-        sheet.paste(plane_image, (left, 0))
-        left += plane_image.width + 4
+        sheet.paste(plane_image, (left, (HEIGHT - plane_image.height) // 2))
+        left += plane_image.width + _GAP
     return sheet
 
 

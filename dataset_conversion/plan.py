@@ -86,6 +86,8 @@ class Plan:
         labels: name -> value, background left out; with ``regions_class_order`` also name -> list of values.
         cases: sorted by name, names unique.
         refused: what was recognized and left out.
+        damaged: what should have been usable and is not, such as a file that is cut off; it counts as failed.
+        screen: what helps the user along and must not be written: in a private plan, what the source calls things.
         regions_class_order: nnU-Net's, for region-based training.
         value_map: label values of the source -> values of ``labels``, or 0; empty where they are the same. Values
             that it lacks are unknown, and fail their case.
@@ -103,6 +105,8 @@ class Plan:
     labels: Mapping[str, int | list[int]]
     cases: tuple[SourceCase, ...]
     refused: tuple[Refusal, ...] = ()
+    damaged: tuple[Refusal, ...] = ()
+    screen: tuple[str, ...] = ()
     regions_class_order: tuple[int, ...] | None = None
     value_map: Mapping[int, int] = field(default_factory=dict)
     split: tuple[Mapping[str, list[str]], ...] | None = None

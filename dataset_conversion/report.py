@@ -21,6 +21,7 @@ REPORT_FILE = Path("conversion") / "report.json"
 REPORT_PAGE = Path("conversion") / "report.html"
 _SILENT_OPTIONS = ("key_list", "processes", "resume")
 """They change nothing in the dataset."""
+_NOTES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,34 @@ class ConversionReport:
             f"{len(self.plan.refused) + len(self.repeated)} left out.",
             *(f"  failed: {each.where}: {each.reason}" for each in self.failed),
             *(f"  left out: {each.where}: {each.reason}" for each in (*self.plan.refused, *self.repeated)),
-            f"Look at {self.target / REPORT_PAGE}",
+            *(f"  note: {note}" for note in (*self.plan.notes, *self.warnings())),
         ]
-        if not self.folds:
-            lines.append("No labeled case came through, so there is no dataset.json: nnU-Net could not plan from it.")
+        noted = [f"  note: {record.name}: {note}" for record in self.records for note in record.notes]
+        lines += noted[:_NOTES_SHOWN]
+        if len(noted) > _NOTES_SHOWN:
+            lines.append(f"  and {len(noted) - _NOTES_SHOWN} more notes on cases in the report")
+        lines.append(f"Look at {self.target / REPORT_PAGE}")
         return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """What the numbers show and a user may not expect: absent labels, few folds, nobody for validation."""
+        labeled = [record for record in self.records if record.role is Role.LABELED]
+        found = []
+        for name in self.plan.labels:
+            absent = sum(not record.voxels[name] for record in labeled)
+            if absent:
+                found.append(
+                    f"{name} is in {len(labeled) - absent} of {len(labeled)} labeled cases; absent is background"
+                )
+        if not self.folds:
+            found.append("no labeled case came through, so there is no dataset.json: nnU-Net could not plan from it")
+        elif self.plan.split is None and self.folds[0]["val"] == self.folds[0]["train"]:
+            found.append("nobody can be held back for validation, so val repeats train, and its scores mean nothing")
+        elif self.plan.split is None and len(self.folds) < self.options.folds:
+            found.append(
+                f"{len(self.folds)} folds instead of {self.options.folds}: there are no more patients to hold back"
+            )
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Everything but pictures; no time and no place, so that the same input gives the same file."""
@@ -81,7 +105,7 @@ class ConversionReport:
             "counts": {role.value: self.count(role) for role in Role},
             "grid_tolerance_in_voxels": TOLERANCE,
             "options": {name: value for name, value in asdict(self.options).items() if name not in _SILENT_OPTIONS},
-            "notes": list(self.plan.notes),
+            "notes": [*self.plan.notes, *self.warnings()],
             "cases": [asdict(record) for record in self.records],
             "failed": [asdict(each) for each in self.failed],
             "left_out": [asdict(each) for each in (*self.plan.refused, *self.repeated)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -41,6 +42,8 @@ PATIENTS_FILE = Path("conversion") / "patients.csv"
 
 _ROOM = 1.1
 """Disk space asked for, as a multiple of the sources' size: the target is compressed as most sources are."""
+_STRICT = {"resample_labels": False, "resample_channels": False, "empty_labels": "refuse"}
+"""Options as they are before they are loosened for cases that failed; those that came through stay as they are."""
 _ROLE_ORDER = (Role.TEST, Role.LABELED, Role.UNLABELED)
 """Of cases that are the same scan, the one of the earliest role stays."""
 
@@ -83,7 +86,7 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
         plan=replace(plan, cases=()),
         target=target,
         records=tuple(kept),
-        failed=tuple(failed),
+        failed=(*plan.damaged, *failed),
         repeated=tuple(
             Refusal(record.where, f"{record.name} has the same voxels as {twin}") for record, twin in repeated
         ),
@@ -121,13 +124,15 @@ def check_plan(plan: Plan) -> None:
             f"Case names must be unique and of letters, digits, underscores and hyphens; got "
             f"{', '.join((odd + twice)[:5])}."
         )
+    if any(name.lower() == "background" for name in plan.labels):
+        raise DualCLError("background is label 0 of every dataset and is not to be named. Leave it out of the labels.")
     values = sorted(plan.label_values)
     if values != list(range(len(values))) or len(values) < 2:
         raise DualCLError(f"nnU-Net wants labels 0, 1, 2 and so on without a gap, got {values}. Renumber them.")
     if not any(case.role is Role.LABELED for case in plan.cases):
         raise DualCLError(
             "No labeled case for training was found, and nnU-Net plans from labeled cases. "
-            + ("Left out: " + "; ".join(f"{r.where}: {r.reason}" for r in plan.refused[:5]) if plan.refused else "")
+            + "; ".join(f"{each.where}: {each.reason}" for each in (*plan.damaged, *plan.refused)[:5])
         )
 
 
@@ -139,8 +144,9 @@ def dry_run(plan: Plan, target: Path) -> str:
         cases = [case for case in plan.cases if case.role is role]
         lines.append(f"{role.value}: {len(cases)} of {len({case.patient for case in cases})} patient(s)")
         lines += [f"  {case.name}  <- {case.where}" for case in cases]
+    lines += [f"damaged: {each.where}: {each.reason}" for each in plan.damaged]
     lines += [f"left out: {each.where}: {each.reason}" for each in plan.refused]
-    lines += plan.notes
+    lines += [*plan.notes, *plan.screen]
     size = bytes_of({path for case in plan.cases for path in case.files})
     lines.append(f"Sources: {size / 2**30:.2f} GiB; the target needs about as much at most.")
     return "\n".join(lines)
@@ -175,7 +181,7 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
     if not stored.is_file():
         raise DualCLError(f"{target} was not made by this program (no {PLAN_FILE}). Choose another -d or -n.")
     before, now = json.loads(stored.read_text(encoding="utf-8")), _settings(plan, options)
-    differing = sorted(key for key in now if before.get(key) != now[key])
+    differing = sorted(key for key in now if before.get(key) not in (now[key], _STRICT.get(key, now[key])))
     if differing:
         raise DualCLError(
             f"{target} was made with other options: "
@@ -199,11 +205,16 @@ def _settings(plan: Plan, options: Options) -> dict[str, Any]:
         "labels": plan.labels,
         "value_map": {str(value): mapped for value, mapped in sorted(plan.value_map.items())},
         "regions_class_order": plan.regions_class_order,
-        "settings": plan.settings,
+        "settings": {name: _settled(text, plan.private) for name, text in plan.settings.items()},
         **{name: getattr(options, name) for name in ("resample_labels", "resample_channels", "empty_labels")},
     }
     settings: dict[str, Any] = json.loads(json.dumps(decisive))
     return settings
+
+
+def _settled(text: str, private: bool) -> str:
+    """A setting to compare later; what was typed for private data (names of structures, of people) is hashed."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if private else text
 
 
 def _check_disk(target: Path, cases: Sequence[SourceCase]) -> None:
@@ -244,7 +255,8 @@ def _convert(
                 continue
             reason = str(outcome) if isinstance(outcome, DualCLError) else _unforeseen(outcome, plan.private)
             failures[name] = Refusal(f"{name} ({cases[name].where})", reason)
-            progress.write(f"FAILED {failures[name].where}: {outcome or type(outcome).__name__}")
+            if reason != str(outcome):  # what the report does not say
+                progress.write(f"FAILED {name}: {outcome!r}")
     return [failures[name] for name in sorted(failures)]
 
 
@@ -317,9 +329,13 @@ def _dataset_json(plan: Plan, report: ConversionReport) -> dict[str, Any]:
 
 
 def write_key_list(path: Path, cases: Sequence[SourceCase], records: Sequence[Record]) -> None:
-    """New name -> patient and files, as CSV; it identifies people, so it is readable by its owner alone."""
+    """New name -> patient and source, as CSV; it identifies people, so it is readable by its owner alone."""
     present = {record.name for record in records}
-    rows = [{"case": case.name, **case.key, "files": len(case.files)} for case in cases if case.name in present]
+    rows = [
+        {"case": case.name, "patient": case.patient, "source": case.where, **case.key}
+        for case in cases
+        if case.name in present
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if rows:
         write_table(path, [{column: row.get(column, "") for column in columns} for row in rows])

@@ -29,7 +29,7 @@ def owner(segmentation: Segmentation, export: Export) -> Series:
     study = [series for series in own if series.study == segmentation.study]
     candidates = named or frame or study
     if not candidates:
-        raise DualCLError("its series is not among the files. Export the series together with it")
+        raise DualCLError("its series is not among the files, or has another patient ID. Export the two together")
     if len(candidates) == 1 and frame:
         return candidates[0]
     # several volumes in one series, a lost reference, or UIDs that an anonymization changed on one side only

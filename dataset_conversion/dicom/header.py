@@ -50,6 +50,16 @@ def read_header(path: Path) -> Any | None:
     return None
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file that cannot be read is a damaged DICOM file: by its mark, the group 0008 in front, or its name."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(132)
+    except OSError:
+        return False
+    return start[128:] == b"DICM" or start[:2] == b"\x08\x00" or path.suffix.lower() in (".dcm", ".dicom")
+
+
 def kind(header: Any) -> str:
     """pydicom's keyword for the class of the object, empty where it has none."""
     return UID(text(header, "SOPClassUID")).keyword or ""

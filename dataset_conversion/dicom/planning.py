@@ -15,8 +15,8 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import Grid
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
-from nnunet_dualcl.dataset_conversion.dicom.structures import ignoring_case, labeling, structure_patterns, value_of
-from nnunet_dualcl.dataset_conversion.patterns import named_patterns
+from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, structure_patterns, value_of
+from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_expression
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
@@ -54,12 +54,12 @@ def plan(
     patterns = structure_patterns(labels)
     if not 0 < threshold <= 1:
         raise DualCLError(f"--threshold must be above 0 and at most 1, got {threshold:g}.")
-    chosen_objects = ignoring_case(structure_set) if structure_set else None
+    chosen_objects = regular_expression(structure_set, ignore_case=True) if structure_set else None
     export = scan(source)
     channel_of = _channels(export, channels)
     names = tuple(channels or [_CHANNEL_NAMES[export.series[0].modality]])
     segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
-    _check_labels(segmentations, patterns)
+    _check_labels(segmentations, patterns, [each.title for each in export.segmentations])
     refused = [Refusal(where, reason) for where, reason in export.refused]
     notes = list(export.notes)
     owned = _owned(segmentations, export, channel_of, refused, notes)
@@ -97,7 +97,7 @@ def plan(
                     "patient_id": group[0].patient,
                     "study_uid": group[0].study,
                     "series_uid": " ".join(series.uid for series in group),
-                    "folder": str(group[0].slices[0].path.parent),
+                    "folder": " ".join(dict.fromkeys(str(series.slices[0].path.parent) for series in group)),
                 },
             )
         )
@@ -111,6 +111,8 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(cases),
         refused=tuple(refused),
+        damaged=tuple(Refusal(where, reason) for where, reason in export.damaged),
+        screen=_seen_on_screen(export, segmentations, patterns),
         notes=tuple(notes),
         settings={
             "--label": repr(dict(labels)),
@@ -182,7 +184,7 @@ def _channels(export: Export, channels: Mapping[str, str] | None) -> dict[Series
                 "--channel PET=PT, or --channel T1='t1.*post' by the description."
             )
         return dict.fromkeys(export.series, 0)
-    patterns = [ignoring_case(text or re.escape(name)) for name, text in channels.items()]
+    patterns = [regular_expression(text or re.escape(name), ignore_case=True) for name, text in channels.items()]
     chosen: dict[Series, int | None] = {}
     kinds = [any(each.fullmatch(modality) for modality in _CHANNEL_NAMES) for each in patterns]
     for series in export.series:
@@ -192,8 +194,11 @@ def _channels(export: Export, channels: Mapping[str, str] | None) -> dict[Series
                 chosen[series] = index
                 break
     for index, name in enumerate(channels):
-        if index not in chosen.values():
+        mine = [series for series in export.series if chosen[series] == index]
+        if not mine:
             raise DualCLError(f"No series is for the channel {name}. There are: {_seen(export.series)}.")
+        if len({series.modality for series in mine}) > 1:
+            raise DualCLError(f"The channel {name} would mix modalities: {_seen(mine)}. Narrow its expression.")
     return chosen
 
 
@@ -203,15 +208,39 @@ def _seen(series: Sequence[Series]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))
 
 
-def _check_labels(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]) -> None:
+def _seen_on_screen(
+    export: Export, segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]
+) -> tuple[str, ...]:
+    """What the source calls its structures and series, to find synonyms by; for the screen alone."""
+    names = list(patterns)
+    counts = Counter(texts for each in segmentations for texts in each.structures.values())
+    lines = [
+        f"structure {' / '.join(texts)!r}: {count} x, "
+        + (f"label {names[value - 1]}" if (value := value_of(texts, patterns)) else "no label")
+        for texts, count in sorted(counts.items())
+    ]
+    lines += [f"{series.where}: {series.description!r} in {series.slices[0].path.parent}" for series in export.series]
+    return tuple(lines + [f"damaged file: {path}" for path in export.damaged_files])
+
+
+def _check_labels(
+    segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]], all_titles: Sequence[str]
+) -> None:
     structures = [names for each in segmentations for names in each.structures.values()]
     met = {value_of(names, patterns) for names in structures}
     missing = [name for value, name in enumerate(patterns, 1) if value not in met]
     if missing:
         seen = Counter(" / ".join(names) for names in structures).most_common(30)
+        others = f"none of {len(all_titles)} segmentation objects is taken: {', '.join(all_titles[:10])}"
         raise DualCLError(
             f"No structure is named like the label {', '.join(missing)}. "
-            + (f"There are: {', '.join(name for name, _ in seen)}." if seen else "There is no RTSTRUCT or DICOM-SEG.")
+            + (
+                f"There are: {', '.join(name for name, _ in seen)}."
+                if seen
+                else f"By --structure-set {others}."
+                if all_titles
+                else "There is no RTSTRUCT or DICOM-SEG."
+            )
         )
 
 

@@ -10,7 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice, one_of_each, regular_grid, volumes
-from nnunet_dualcl.dataset_conversion.dicom.header import class_name, kind, modality, read_header, text
+from nnunet_dualcl.dataset_conversion.dicom.header import (
+    class_name,
+    kind,
+    looks_like_dicom,
+    modality,
+    read_header,
+    text,
+)
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import SEGMENTATIONS, Segmentation, read_segmentation
 from nnunet_dualcl.dataset_conversion.dicom.slices import slices_of
 from nnunet_dualcl.dataset_conversion.patterns import files_below
@@ -65,6 +72,8 @@ class Export:
         segmentations: by patient.
         refused: where and why, free of identifiers.
         refused_series: UIDs of series of which something was refused.
+        damaged: where and why, of files that are DICOM and cannot be read.
+        damaged_files: those files.
         patients: identifier of the source -> number from 1.
         notes: on the whole.
     """
@@ -73,6 +82,8 @@ class Export:
     segmentations: list[Segmentation] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     refused_series: set[str] = field(default_factory=set)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    damaged_files: list[Path] = field(default_factory=list)
     patients: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -86,6 +97,7 @@ class _Found:
     segmentations: dict[str, tuple[Path, Any]] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    damages: Counter[str] = field(default_factory=Counter)
 
 
 def scan(folder: Path) -> Export:
@@ -102,7 +114,10 @@ def scan(folder: Path) -> Export:
     for path in tqdm(paths, desc="Reading headers", unit="file", disable=len(paths) < _MANY_FILES):
         header = read_header(path)
         if header is None:
-            foreign += 1
+            if looks_like_dicom(path):
+                export.damaged_files.append(path)
+            else:
+                foreign += 1
             continue
         if header.SOPClassUID == _TABLE_OF_CONTENTS:
             continue
@@ -112,6 +127,11 @@ def scan(folder: Path) -> Export:
         _take(found.setdefault((patient, text(header, "SeriesInstanceUID")), _Found(header)), path, header)
     if not found:
         raise DualCLError(f"{folder}: none of {len(paths)} files is DICOM. Give the folder of the export.")
+    if export.damaged_files:
+        what = "DICOM file(s) that cannot be read, cut off or damaged: what they hold is missing here"
+        export.damaged.append(
+            ("the export", f"{len(export.damaged_files)} {what}. --dry-run names them. Export them again")
+        )
     if foreign:
         export.notes.append(f"{foreign} files are not DICOM and were passed over")
     if without_id:
@@ -143,7 +163,7 @@ def _take(found: _Found, path: Path, header: Any) -> None:
     except DualCLError as error:
         found.faults[f"{modality(header)}: {error}"] += 1
     except Exception as error:  # numbers that are none, tags that are missing: any kind, and the rest must go on
-        found.faults[f"{modality(header)}: its header is damaged ({type(error).__name__})"] += 1
+        found.damages[f"{modality(header)}: its header is damaged ({type(error).__name__})"] += 1
 
 
 def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> None:
@@ -153,12 +173,13 @@ def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> N
         try:
             export.segmentations.append(read_segmentation(path, header, patient, f"{where}: {name}"))
         except Exception as error:  # as above
-            found.faults[f"{name} without structures, or damaged ({type(error).__name__})"] += 1
+            found.damages[f"{name} without structures, or damaged ({type(error).__name__})"] += 1
     for name, count in sorted(found.others.items()):
         export.refused.append((where, f"{count} x {name}: holds no volume that is read here"))
-    for reason, count in sorted(found.faults.items()):
-        export.refused.append((where, f"{count} x {reason}"))
-        export.refused_series.add(uid)
+    for list_of, reasons in ((export.refused, found.faults), (export.damaged, found.damages)):
+        list_of += [(where, f"{count} x {reason}") for reason, count in sorted(reasons.items())]
+        if reasons:
+            export.refused_series.add(uid)
     if found.slices:
         _add_volumes(export, found.header, patient, uid, where, found.slices)
 

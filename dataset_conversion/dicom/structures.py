@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
+from nnunet_dualcl.dataset_conversion.patterns import regular_expression
 from nnunet_dualcl.errors import DualCLError
 
 
@@ -33,15 +34,7 @@ def structure_patterns(labels: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     """
     if not labels:
         raise DualCLError("Name the labels, as in --label parotid_left='parotid_l|l_?parotid'.")
-    return {name: ignoring_case(text or re.escape(name)) for name, text in labels.items()}
-
-
-def ignoring_case(text: str) -> re.Pattern[str]:
-    """``text`` compiled, or a :class:`DualCLError` that shows what is wrong with it."""
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise DualCLError(f"{text!r} is no regular expression: {error}.") from None
+    return {name: regular_expression(text or re.escape(name), ignore_case=True) for name, text in labels.items()}
 
 
 def value_of(names: Iterable[str], patterns: Mapping[str, re.Pattern[str]]) -> int | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import required_folder
+from nnunet_dualcl.layout import SPLITS_FILE, required_folder
 
 KINDS = {
     "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
@@ -22,6 +23,7 @@ KINDS = {
     "flare22": "FLARE 2022: 50 labeled and 2,000 unlabeled scans",
 }
 """Modules of ``dataset_conversion`` and what they read."""
+_NEXT = "Next: nnUNetv2_plan_and_preprocess -d {} -c 3d_fullres --verify_dataset_integrity"
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -29,7 +31,12 @@ def convert(argv: Sequence[str]) -> int:
     from nnunet_dualcl.dataset_conversion.plan import Options
     from nnunet_dualcl.dataset_conversion.write import check_plan, dry_run, write_dataset, write_key_list
 
-    arguments = _parser(argv).parse_args(argv)
+    arguments, unknown = _parser(argv).parse_known_args(argv)
+    if unknown:
+        raise DualCLError(
+            f"Not understood: {' '.join(unknown)}. Put patterns with * into quotes, or the shell fills them in; "
+            f"dualcl convert {arguments.kind} -h lists the options."
+        )
     module = _module(arguments.kind)
     options = Options(
         processes=arguments.np,
@@ -49,13 +56,33 @@ def convert(argv: Sequence[str]) -> int:
         check_plan(plan)
         print(dry_run(plan, target))
         return 0
-    report = write_dataset(plan, target, options)
+    try:
+        report = write_dataset(plan, target, options)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Finished cases are kept in {target}; repeat the command with --resume to go on.")
+        return 130
     if options.key_list is not None:
         write_key_list(options.key_list, plan.cases, report.records)
     print(report.summary())
+    if report.exit_code:
+        print("To mend what failed: repair the source, or choose other options, and repeat the command with --resume.")
     if report.folds:
-        print(f"Next: nnUNetv2_plan_and_preprocess -d {arguments.d} -c 3d_fullres --verify_dataset_integrity")
+        print(_before_planning(target) or _NEXT.format(arguments.d))
     return int(report.exit_code)
+
+
+def _before_planning(target: Path) -> str | None:
+    """What keeps nnU-Net from planning: it stops, without a word, at a split of before that is not the dataset's."""
+    planned = Path(os.environ.get("nnUNet_preprocessed", "")) / target.name / SPLITS_FILE
+    own = target / SPLITS_FILE
+    if not os.environ.get("nnUNet_preprocessed") or not planned.is_file() or not own.is_file():
+        return None
+    if planned.read_text(encoding="utf-8") == own.read_text(encoding="utf-8"):
+        return None
+    return (
+        f"This dataset was planned before, with another split. nnU-Net will not plan again until {planned} is gone: "
+        "keep it elsewhere if trainings used it, delete it here, then plan and preprocess again."
+    )
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -67,6 +67,7 @@ def test_a_bad_case_shows_in_the_exit_code_and_resuming_mends_it(
     ("more", "message"),
     [
         (["-d", "0"], "-d must be 1 to 999"),
+        (["a.nrrd", "b.nrrd"], "Not understood: a.nrrd b.nrrd. Put patterns with * into quotes"),
         (["-n", "a b"], "nnU-Net wants a folder such as"),
         (["--images", "*.mha"], "is an image by"),
         (["--key-list", "{raw}/Dataset007_Bone/keys.csv"], "outside the dataset"),

@@ -108,6 +108,7 @@ def test_structures_must_be_masks(tmp_path: Path, values: np.ndarray, message: s
     for name in ("t1", "t2"):
         write(tmp_path / f"p1/{name}.nrrd", volume())
     write(tmp_path / "p1/organ_mask.nrrd", volume(values, np.float32))
+    write(tmp_path / "p1/gtv_mask.nrrd", volume(slabs(1), np.uint8))
     (case,) = folder.plan(tmp_path, **STRUCTURES).cases
     with pytest.raises(DualCLError, match=message):
         case.load()
@@ -135,15 +136,19 @@ def test_structures_on_two_grids_are_refused(tmp_path: Path) -> None:
         ({"labels": {"a": 1, "b": [1, 2]}}, "value 1 stands for another label"),
         ({"labels": {"a": 0}}, "0 is no value from 1 on"),
         ({"labels": {"a": 1.5}}, r"1\.5 is no value from 1 on"),
-        ({"label_files": "seg/*/"}, None),
+        (
+            {"label_files": "mask/*.nii.gz"},
+            r"is a label by --labels 'mask/\*\.nii\.gz'.*instance: img/a\.nii\.gz, seg/a",
+        ),
+        (
+            {"labels": {"organ": "lung"}, "label_files": r"(?P<label>seg)/(?P<case>.*)\.nii\.gz"},
+            "is none of|is a label by",
+        ),
     ],
 )
-def test_faults_of_the_whole_are_said_at_once(tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
+def test_faults_of_the_whole_are_said_at_once(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     for name in ("img/a.nii.gz", "seg/a.nii.gz"):
         write(tmp_path / name, volume())
-    if message is None:  # a pattern that meets nothing: no case has labels
-        assert roles(folder.plan(tmp_path, **{**ONE_FILE, **changed})) == {"a": "unlabeled"}
-        return
     with pytest.raises(DualCLError, match=message):
         folder.plan(tmp_path, **{**ONE_FILE, **changed})
 
@@ -187,7 +192,7 @@ def test_a_voxel_size_reaches_the_files(tmp_path: Path) -> None:
     raw = write(tmp_path / "img/a.nrrd", volume(), compress=False).read_bytes()
     line = next(line for line in raw.split(b"\n") if line.startswith(b"space directions"))
     (tmp_path / "img/a.nrrd").write_bytes(raw.replace(line, b"#"))
-    found = {**ONE_FILE, "images": "img/*.nrrd"}
+    found = {**ONE_FILE, "images": "img/*.nrrd", "label_files": None}
     with pytest.raises(DualCLError, match="states no voxel size"):
         folder.plan(tmp_path, **found).cases[0].load()
     (case,) = folder.plan(tmp_path, **found, spacing_mm=(1, 2, 3)).cases
@@ -197,6 +202,29 @@ def test_a_voxel_size_reaches_the_files(tmp_path: Path) -> None:
 def test_nothing_is_read_while_planning(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "img/a.nii.gz").write_bytes(b"broken")
-    plan = folder.plan(tmp_path, **ONE_FILE)
+    plan = folder.plan(tmp_path, **{**ONE_FILE, "label_files": None})
     assert roles(plan) == {"a": Role.UNLABELED.value}
     assert plan.refused == ()
+
+
+def test_a_structure_that_no_file_shows_is_a_fault_and_case_does_not_matter(tmp_path: Path) -> None:
+    for name in ("t1", "t2", "GTV_mask", "liver_mask"):
+        write(tmp_path / f"p1/{name}.nrrd", volume())
+    with pytest.raises(DualCLError, match=r"is a file of organ\. There are, for instance: p1/GTV_mask\.nrrd, p1/liver"):
+        folder.plan(tmp_path, **STRUCTURES)
+    plan = folder.plan(tmp_path, **{**STRUCTURES, "labels": {"tumor": "gtv|tumor", "organ": "LIVER"}})
+    assert roles(plan) == {"p1": "labeled"}
+
+
+def test_files_that_no_pattern_takes_and_names_of_nnunet_are_pointed_at(tmp_path: Path) -> None:
+    for name in ("img/a_0000", "img/b_0000", "seg/a", "seg/b", "other/x"):
+        write(tmp_path / f"{name}.nii.gz", volume())
+    plan = folder.plan(tmp_path, **ONE_FILE)
+    assert plan.notes == ("1 volume files match no pattern: other/x.nii.gz",)
+    assert "wants a pattern such as" not in refused(plan)["a"]
+    assert (
+        "There is an image of a_0000; nnU-Net's names want a pattern such as 'images/*_0000.nii.gz'"
+        in refused(plan)["a"]
+    )
+    plan = folder.plan(tmp_path, **{**ONE_FILE, "images": "img/*_0000.nii*", "label_files": "seg/*"})
+    assert roles(plan) == {"a": "labeled", "b": "labeled"}

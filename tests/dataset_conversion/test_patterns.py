@@ -15,6 +15,7 @@ GROUPS = ("case", "patient", "channel")
         ("images/*.nii.gz", "images/x/a.nii.gz", None),
         ("./*/t1.nii", "Müller/t1.nii", {"case": "Müller"}),
         ("*/*/ct?.mha", "site1/p7/ct1.mha", {"case": "p7"}),
+        ("*/ct*_*.nii*", "p1/ct7_x.nii.gz", {"case": "7"}),
         ("**/*.nrrd", "a/b/c.nrrd", {"case": "c"}),
         ("**/*.nrrd", "c.nrrd", {"case": "c"}),
         ("**/lgemri.nrrd", "train/ABC/lgemri.nrrd", {"case": "ABC"}),

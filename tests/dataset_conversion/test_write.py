@@ -173,8 +173,10 @@ def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> No
     write_dataset(toy, target, ALONE)
     with pytest.raises(DualCLError, match=r"labels .* now .*\. Repeat with those of before"):
         write_dataset(replace(toy, labels={"a": 1, "c": 2}), target, replace(ALONE, resume=True))
-    with pytest.raises(DualCLError, match="empty_labels 'refuse', now 'keep'"):
-        write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="keep"))
+    loosened = replace(ALONE, resume=True, empty_labels="keep")
+    write_dataset(toy, target, loosened)  # for cases that failed
+    with pytest.raises(DualCLError, match="empty_labels 'keep', now 'unlabeled'"):
+        write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="unlabeled"))
     with pytest.raises(DualCLError, match=r"settings .*'--spacing': '3'"):
         write_dataset(replace(toy, settings={"--spacing": "3"}), target, replace(ALONE, resume=True))
     moved = (replace(toy.cases[0], role=Role.UNLABELED), *toy.cases[1:])
@@ -324,6 +326,13 @@ def test_a_shifted_label_is_resampled_on_demand(tmp_path: Path) -> None:
     verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
 
 
+def test_resampling_can_be_asked_for_after_a_failure(tmp_path: Path) -> None:
+    plan = plan_of(source_case(tmp_path, "a"), source_case(tmp_path, "b", label=slabs(1), origin=(5.4, -7, 11)))
+    assert write_dataset(plan, tmp_path / NAME, ALONE).exit_code == 1
+    report = write_dataset(plan, tmp_path / NAME, replace(ALONE, resume=True, resample_labels=True))
+    assert (report.exit_code, len(report.records)) == (0, 2)
+
+
 def test_rounding_in_a_label_header_is_mended_silently(tmp_path: Path) -> None:
     case = source_case(tmp_path, "a", label=slabs(1), origin=(5.0005, -7, 11))
     report = write_dataset(plan_of(case), tmp_path / NAME, ALONE)
@@ -379,6 +388,24 @@ def test_regions_reach_the_dataset(tmp_path: Path) -> None:
     verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
 
 
+def test_the_screen_warns_of_what_nobody_expects(tmp_path: Path) -> None:
+    cases = (source_case(tmp_path, "x", label=slabs(1)), source_case(tmp_path, "y", patient="x"))
+    damaged = (Refusal("a file", "is cut off"),)
+    report = write_dataset(plan_of(*cases, damaged=damaged, screen=("secret",)), tmp_path / NAME, ALONE)
+    text = report.summary()
+    for expected in ("b is in 1 of 2 labeled cases", "val repeats train", "failed: a file: is cut off"):
+        assert expected in text
+    assert report.exit_code == 1
+    assert not [name for name, content in everything_in(tmp_path / NAME).items() if b"secret" in content]
+    assert "secret" in dry_run(plan_of(*cases, screen=("secret",)), tmp_path / NAME)
+
+
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_background_is_not_to_be_named(toy: Plan, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DualCLError, match="is label 0 of every dataset"):
+        write_dataset(replace(toy, labels={name: 1, "b": 2}), tmp_path / NAME, ALONE)
+
+
 def test_the_page_shows_every_case_and_escapes_names(toy: Plan, tmp_path: Path) -> None:
     odd = replace(toy.cases[0], where="<b>odd</b> name")
     report = write_dataset(
@@ -413,7 +440,10 @@ def test_the_key_list_lies_outside_and_belongs_to_its_owner(toy: Plan, tmp_path:
     path = tmp_path / "keys.csv"
     report = write_dataset(toy, tmp_path / NAME, ALONE)
     write_key_list(path, [replace(case, key={"patient_id": "J. Doe"}) for case in toy.cases], report.records)
-    assert path.read_text(encoding="utf-8").splitlines()[:2] == ["case,patient_id,files", "l1,J. Doe,2"]
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == [
+        "case,patient,source,patient_id",
+        "l1,l1,source of l1,J. Doe",
+    ]
     assert os.stat(path).st_mode & 0o077 == 0
     with pytest.raises(DualCLError, match="outside the dataset"):
         write_dataset(toy, tmp_path / "1" / NAME, Options(key_list=tmp_path / "1" / NAME / "keys.csv"))

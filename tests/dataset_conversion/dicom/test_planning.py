@@ -195,7 +195,7 @@ def test_two_series_for_one_channel_of_several(tmp_path: Path) -> None:
     [
         ({"labels": {"spleen": "milz"}}, r"label spleen. There are: Leber, Läsion 1"),
         ({"labels": LABELS, "channels": {"T2": ""}}, r"channel T2. There are: 1 x CT 'axial of"),
-        ({"labels": LABELS, "structure_set": "another"}, "There is no RTSTRUCT"),
+        ({"labels": LABELS, "structure_set": "another"}, "none of 1 segmentation objects is taken"),
         ({"labels": LABELS, "channels": {"CT": "("}}, "no regular expression"),
         ({"labels": LABELS, "threshold": 0.0}, "--threshold"),
     ],

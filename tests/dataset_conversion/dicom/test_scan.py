@@ -33,8 +33,21 @@ def test_an_unsorted_export_with_foreign_files(tmp_path: Path) -> None:
         ("CT", 2, 4), ("MR", 1, 6), ("PT", 2, 4),
     ]  # fmt: skip
     assert [each.structures for each in export.segmentations] == [{1: ("Leber",)}]
-    assert export.notes == ["3 files are not DICOM and were passed over"]
+    assert export.notes == ["2 files are not DICOM and were passed over"]
     assert export.refused == []
+    assert export.damaged_files == [tmp_path / "cut.dcm"]
+    assert "1 DICOM file(s) that cannot be read" in export.damaged[0][1]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_structure_set_that_is_cut_off_never_passes_for_none(tmp_path: Path, share: float) -> None:
+    """Its patient would silently become an unlabeled one."""
+    write_series(tmp_path)
+    square = [[[-5, -5, 0], [5, -5, 0], [5, 5, 0], [-5, 5, 0]]]
+    path = write_rtstruct(tmp_path / "plan", {"Leber": square, "Milz": square})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    export = scan(tmp_path)
+    assert export.damaged or export.segmentations
 
 
 def test_files_without_preamble_are_read(tmp_path: Path) -> None:
@@ -163,7 +176,7 @@ def test_a_damaged_structure_set_is_named(tmp_path: Path) -> None:
     item = pydicom.dcmread(write_rtstruct(tmp_path / "rs", {"Leber": []}))
     del item.StructureSetROISequence[0].ROINumber
     item.save_as(tmp_path / "rs")
-    assert "1 x RTSTRUCT without structures, or damaged" in reasons(tmp_path)
+    assert "1 x RTSTRUCT without structures, or damaged" in scan(tmp_path).damaged[0][1]
 
 
 def test_a_folder_without_dicom(tmp_path: Path) -> None:
