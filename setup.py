@@ -11,6 +11,10 @@ if __name__ == "__main__":
     setup(
         packages=find_packages(include=["nnunet_dualcl", "nnunet_dualcl.*"]) + converters,
         package_dir={"nnunet_dualcl.dataset_conversion": "dataset_conversion"},
-        package_data={"nnunet_dualcl": ["py.typed"], "nnunet_dualcl.benchmark": ["*.html.j2"]},
+        package_data={
+            "nnunet_dualcl": ["py.typed"],
+            "nnunet_dualcl.benchmark": ["*.html.j2"],
+            "nnunet_dualcl.dataset_conversion": ["*.html.j2"],
+        },
         include_package_data=False,
     )

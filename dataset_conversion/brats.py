@@ -34,7 +34,7 @@ _MISNAMED = {"W39_1998.09.19_Segm.nii": "BraTS20_Training_355"}
 """Copies of BraTS 2020 in circulation have this label under another name."""
 _CHANNEL_OF = {"t1": 0, "t1n": 0, "t1ce": 1, "t1c": 1, "t2": 2, "t2w": 2, "flair": 3, "t2f": 3}
 """By what file names end with, before and since 2023."""
-_SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+")
+_SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
 _PATIENT = r"BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+"
 """In a line of a list; a session after the patient's number is passed over."""
 _LABELS = {"necrotic core": 1, "edema": 2, "enhancing tumor": 3}
@@ -98,6 +98,8 @@ def plan(
         patient = match[1] if (match := _SESSION.fullmatch(name)) else name
         label = paths.get(len(CHANNELS))
         role = Role.LABELED if label else Role.UNLABELED if unlabeled_test else Role.TEST
+        if part_of is not None and part_of.get(patient) == "test":
+            role = Role.TEST
         if part_of is not None and label is None and part_of.get(patient) == "val":
             refused.append(Refusal(name, "has no label, and its patient is for validation"))
             continue

@@ -29,7 +29,7 @@ from nnunet_dualcl.dataset_conversion.patterns import (
     safe_names,
 )
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, SourceCase
-from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
+from nnunet_dualcl.dataset_conversion.reading import ending_of, files_of, read_volume
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
@@ -124,7 +124,7 @@ def plan(
                 patient=case.patient,
                 role=role,
                 load=partial(_load, image_files, tuple(given), structures is not None, tuple(lacking), spacing_mm),
-                files=(*image_files, *(path for _, path in given)),
+                files=tuple(part for path in (*image_files, *(path for _, path in given)) for part in files_of(path)),
                 where=case.images[0][0],
                 key={"image": str(image_files[0])},
             )
@@ -315,26 +315,9 @@ def _load(
         return Scan(channels, None)
     if not structures:
         return Scan(channels, read_volume(labels[0][1], spacing_mm=spacing_mm))
-    masks = []
-    grid: sitk.Image | None = None
-    for value, path in labels:
-        label = read_volume(path, spacing_mm=spacing_mm)
-        grid = label if grid is None else grid
-        difference = grid_difference(label, grid)
-        if difference is not None:
-            raise DualCLError(
-                f"{path}: on another grid than {labels[0][1].name}: {difference}. Export them on one grid."
-            )
-        values = whole_numbers(label)
-        present = np.unique(values)
-        if present.size > 2 or (present.size == 2 and present[0] != 0):
-            raise DualCLError(
-                f"{path}: holds {', '.join(str(number) for number in present[:6])}; one structure a file is wanted, "
-                "with 0 outside. For all labels in one file write values: --label NAME=1."
-            )
-        masks.append((value, values != 0))
-    assert grid is not None
-    merged, overlapping = merge_structures(masks, masks[0][1].shape)
+    grid = read_volume(labels[0][1], spacing_mm=spacing_mm)
+    masks = ((value, _mask(path, grid, labels[0][1], spacing_mm)) for value, path in labels)  # one at a time
+    merged, overlapping = merge_structures(masks, grid.GetSize()[::-1])
     image = sitk.GetImageFromArray(merged)
     image.CopyInformation(grid)
     notes = []
@@ -343,3 +326,18 @@ def _load(
     if lacking:
         notes.append(f"no file for {', '.join(lacking)}: taken as absent")
     return Scan(channels, image, tuple(notes))
+
+
+def _mask(path: Path, grid: sitk.Image, first: Path, spacing_mm: Spacing | None) -> np.ndarray:
+    label = read_volume(path, spacing_mm=spacing_mm)
+    difference = grid_difference(label, grid)
+    if difference is not None:
+        raise DualCLError(f"{path}: on another grid than {first.name}: {difference}. Export them on one grid.")
+    values = whole_numbers(label)
+    present = np.unique(values)
+    if present.size > 2 or (present.size == 2 and present[0] != 0):
+        raise DualCLError(
+            f"{path}: holds {', '.join(str(number) for number in present[:6])}; one structure a file is wanted, with 0 "
+            "outside. For all labels in one file write values: --label NAME=1."
+        )
+    return np.asarray(values != 0)

@@ -244,11 +244,11 @@ def _start_of(path: Path) -> bytes:
 
 def _text_fields(content: bytes, separator: bytes, end: bytes | None) -> tuple[dict[str, str], int]:
     """Fields of a text header, keys and values in lower case, and where the voxels start."""
-    content = content.replace(b"\r\n", b"\n") if end is not None and b"\r\n\r\n" in content[:65536] else content
-    stop = len(content) if end is None else content.find(end)
+    ends = [] if end is None else [(at, len(mark)) for mark in (end, b"\r\n\r\n") if (at := content.find(mark)) >= 0]
+    stop, mark = min(ends, default=(len(content), 0))
     fields: dict[str, str] = {}
     position = 0
-    for line in content[: stop if stop >= 0 else len(content)].split(b"\n"):
+    for line in content[:stop].split(b"\n"):
         position += len(line) + 1
         key, found, value = line.partition(separator)
         if found and not line.startswith(b"#"):
@@ -258,7 +258,7 @@ def _text_fields(content: bytes, separator: bytes, end: bytes | None) -> tuple[d
             if name == "elementdatafile":  # MetaImage: the last line of the header
                 fields[name] = text if text.lower() != "local" else "local"
                 return fields, position
-    return fields, position + 1
+    return fields, stop + mark
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -16,16 +16,22 @@ def whole_numbers(label: sitk.Image) -> np.ndarray:
     Raises:
         DualCLError: a value is no whole number.
     """
-    array = np.asarray(sitk.GetArrayFromImage(label))
-    if np.issubdtype(array.dtype, np.integer):
-        return array
-    if not np.isfinite(array).all() or (array != np.round(array)).any():
-        odd = array[~np.isfinite(array) | (array != np.round(array))]
+    array = np.asarray(sitk.GetArrayViewFromImage(label))
+    if np.issubdtype(array.dtype, np.integer) and array.dtype.itemsize <= 4:
+        return array.copy()
+    whole = np.empty(array.shape, np.int32)
+    odd: list[np.ndarray] = []
+    for index, plane in enumerate(array):  # one at a time: no second volume of floating point numbers
+        wrong = ~np.isfinite(plane) | (plane != np.round(plane)) | (np.abs(plane) >= 2**31)
+        odd.append(plane[wrong])
+        whole[index] = np.where(wrong, 0, plane)
+    if sum(part.size for part in odd):
+        some = np.concatenate(odd)
         raise DualCLError(
-            f"the label holds values that are no whole numbers, such as {odd.flat[0]:.6g} ({odd.size} voxels). Is it a "
+            f"the label holds values that are no whole numbers, such as {some[0]:.6g} ({some.size} voxels). Is it a "
             "probability map, or was it interpolated? Threshold it, or export it again with nearest neighbor."
         )
-    return np.asarray(array.astype(np.int64))
+    return whole
 
 
 def mapped_values(values: np.ndarray, value_map: Mapping[int, int], allowed: Iterable[int]) -> np.ndarray:
@@ -47,11 +53,11 @@ def mapped_values(values: np.ndarray, value_map: Mapping[int, int], allowed: Ite
             f"the label holds {', '.join(str(value) for value in unknown[:10])}, which stand for nothing. Known: "
             f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or map them to 0."
         )
-    lowest = min(present)
-    table = np.zeros(max(present) - lowest + 1, np.uint8 if max(target.values()) < 256 else np.uint16)
+    mapped = np.zeros(values.shape, np.uint8 if max(target.values()) < 256 else np.uint16)
     for value in present:
-        table[value - lowest] = target[value]
-    return np.asarray(table[values - lowest])
+        if target[value] != 0:
+            mapped[values == value] = target[value]
+    return mapped
 
 
 def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

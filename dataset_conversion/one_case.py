@@ -21,6 +21,9 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import IMAGES_UNLABELED
 
 FILE_ENDING = ".nii.gz"
+_PIECE = 2**16
+_PIECES = 256
+_READ_WHOLE = 2**26
 CASES_FOLDER = Path("conversion") / "cases"
 """Of the dataset: a record and a picture for each finished case."""
 
@@ -40,7 +43,7 @@ class Record:
         spacing_xyz_mm: voxel size.
         voxels: label name -> voxels; empty without a label. A value of several regions counts in each.
         pixel_hashes: SHA-256 of size and values of each channel; equal for one scan under two names.
-        source_bytes: size of what was read, to notice on resuming that it changed.
+        source_hash: of what was read, to notice on resuming that it changed.
         notes: of the loader and of the checks.
     """
 
@@ -53,7 +56,7 @@ class Record:
     spacing_xyz_mm: tuple[float, ...]
     voxels: Mapping[str, int]
     pixel_hashes: tuple[str, ...]
-    source_bytes: int
+    source_hash: str
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def files(self, num_channels: int) -> list[Path]:
@@ -73,15 +76,18 @@ def read_record(target: Path, case: str) -> Record | None:
     path = record_path(target, case)
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return Record(
-        **{
-            **stored,
-            "role": Role(stored["role"]),
-            "planned_role": Role(stored["planned_role"]),
-            **{name: tuple(stored[name]) for name in ("size_xyz", "spacing_xyz_mm", "pixel_hashes", "notes")},
-        }
-    )
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Record(
+            **{
+                **stored,
+                "role": Role(stored["role"]),
+                "planned_role": Role(stored["planned_role"]),
+                **{name: tuple(stored[name]) for name in ("size_xyz", "spacing_xyz_mm", "pixel_hashes", "notes")},
+            }
+        )
+    except (ValueError, KeyError, TypeError):
+        return None  # of another version: the case is done again
 
 
 def is_finished(record: Record | None, target: Path, case: SourceCase, num_channels: int) -> TypeGuard[Record]:
@@ -98,13 +104,33 @@ def is_finished(record: Record | None, target: Path, case: SourceCase, num_chann
             "Convert into a new dataset, or with the options of before."
         )
     whole = all((target / file).is_file() for file in record.files(num_channels))
-    return whole and record.source_bytes == bytes_of(case.files)
+    return whole and record.source_hash == hash_of(case.files)
 
 
-def remove(record: Record, target: Path, num_channels: int) -> None:
-    """Delete the files of a case, its record first: without one they count as missing."""
-    for path in (record_path(target, record.name), *(target / file for file in record.files(num_channels))):
+def remove(target: Path, case: str, num_channels: int) -> None:
+    """Delete what there is of a case, whatever its role, its record first: without one it counts as missing."""
+    images = [f"{folder}/{case}_{i:04d}{FILE_ENDING}" for folder in IMAGE_FOLDERS.values() for i in range(num_channels)]
+    labels = [f"{folder}/{case}{FILE_ENDING}" for folder in LABEL_FOLDERS.values()]
+    for path in (record_path(target, case), *(target / name for name in (*images, *labels))):
         path.unlink(missing_ok=True)
+    (target / CASES_FOLDER / f"{case}.png").unlink(missing_ok=True)
+
+
+def hash_of(paths: Iterable[Path]) -> str:
+    """Of names, sizes and contents; of large files, of pieces all over them. Files that are gone count as empty."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        try:
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            with path.open("rb") as stream:
+                for start in range(0, size, _PIECE if size <= _READ_WHOLE else max(_PIECE, size // _PIECES)):
+                    stream.seek(start)
+                    digest.update(stream.read(_PIECE))
+        except OSError:
+            continue
+    return digest.hexdigest()
 
 
 def bytes_of(paths: Iterable[Path]) -> int:
@@ -144,16 +170,20 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
         spacing_xyz_mm=tuple(round(edge, 6) for edge in channels[0].GetSpacing()),
         voxels={} if label is None else _voxels(label, plan),
         pixel_hashes=tuple(_pixel_hash(channel) for channel in channels),
-        source_bytes=bytes_of(case.files),
+        source_hash=hash_of(case.files),
         notes=tuple(notes),
     )
     *images, picture = record.files(len(channels))
-    for image, path in zip([*channels, *([] if label is None else [label])], images, strict=True):
-        with replacing(target / path) as partial:
-            sitk.WriteImage(image, str(partial), useCompression=True)
-    with replacing(target / picture) as partial:
-        overlay(channels, label).save(partial)
-    write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    try:
+        for image, path in zip([*channels, *([] if label is None else [label])], images, strict=True):
+            with replacing(target / path) as partial:
+                sitk.WriteImage(image, str(partial), useCompression=True)
+        with replacing(target / picture) as partial:
+            overlay(channels, label).save(partial)
+        write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    except BaseException:
+        remove(target, case.name, len(channels))
+        raise
     return record
 
 
@@ -192,6 +222,8 @@ def _storable(image: sitk.Image, name: str) -> sitk.Image:
     Raises:
         DualCLError: every voxel has the same value, or a value does not fit.
     """
+    for key in image.GetMetaDataKeys():  # descriptions, names and paths of the source must not travel on
+        image.EraseMetaData(key)
     values = sitk.GetArrayViewFromImage(image)
     low, high = values.min(), values.max()
     if low == high:

@@ -90,11 +90,12 @@ def plan(
     files = files_below(source)
     series: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
     labels: dict[str, Path] = {}
+    repeated: list[Refusal] = []
     for relative, path in files.items():
         if match := _SERIES.fullmatch(relative):
             series[match[1]][path.parent].append(path)
-        elif match := _LABEL.fullmatch(relative):
-            labels.setdefault(match[1], path)
+        elif (match := _LABEL.fullmatch(relative)) and labels.setdefault(match[1], path) != path:
+            repeated.append(Refusal(relative, f"another {path.name} was found before it"))
     if not series:
         raise DualCLError(
             f"{source}: no DICOM file among {len(files)}. They are wanted as PANCREAS_0001/.../1-001.dcm, "
@@ -135,7 +136,7 @@ def plan(
         channels=("CT",),
         labels={"pancreas": 1},
         cases=tuple(cases),
-        refused=tuple(refused),
+        refused=(*refused, *repeated),
         split=(fold,),
         notes=(*notes, *more_notes),
         about=_ABOUT,

@@ -151,5 +151,5 @@ class Options:
     def __post_init__(self) -> None:
         if self.empty_labels not in EMPTY_LABELS:
             raise DualCLError(f"empty_labels must be one of {', '.join(EMPTY_LABELS)}, got {self.empty_labels!r}.")
-        if self.processes < 1 or self.folds < 1 or self.seed < 0:
-            raise DualCLError("processes and folds must be 1 or more, and seed not negative.")
+        if self.processes < 1 or self.folds < 2 or self.seed < 0:
+            raise DualCLError("processes must be 1 or more, folds 2 or more, and seed not negative.")

@@ -59,6 +59,17 @@ def read_volume(path: Path, *, spacing_mm: tuple[float, float, float] | None = N
     return image
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """A volume's file, and that of its voxels where the header is detached and can be read."""
+    ending = ending_of(path)
+    if ending not in (".nhdr", ".mhd"):
+        return (path,)
+    try:
+        return path, read_header(path, ending).data
+    except DualCLError:
+        return (path,)  # the fault shows when the case is loaded
+
+
 def _read(path: Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))

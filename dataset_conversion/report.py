@@ -84,7 +84,7 @@ class ConversionReport:
                 )
         if not self.folds:
             found.append("no labeled case came through, so there is no dataset.json: nnU-Net could not plan from it")
-        elif self.plan.split is None and self.folds[0]["val"] == self.folds[0]["train"]:
+        elif self.folds[0]["val"] == self.folds[0]["train"]:
             found.append("nobody can be held back for validation, so val repeats train, and its scores mean nothing")
         elif self.plan.split is None and len(self.folds) < self.options.folds:
             found.append(

@@ -8,17 +8,20 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nnunet_dualcl import __version__
-from nnunet_dualcl.atomic import write_table, write_text
+from nnunet_dualcl.atomic import replacing, write_rows, write_table, write_text
 from nnunet_dualcl.dataset_conversion.folds import Fold, patient_folds, without
+from nnunet_dualcl.dataset_conversion.leaks import without_leaks, without_test_patients
 from nnunet_dualcl.dataset_conversion.one_case import (
     CASES_FOLDER,
     FILE_ENDING,
@@ -44,8 +47,6 @@ _ROOM = 1.1
 """Disk space asked for, as a multiple of the sources' size: the target is compressed as most sources are."""
 _STRICT = {"resample_labels": False, "resample_channels": False, "empty_labels": "refuse"}
 """Options as they are before they are loosened for cases that failed; those that came through stay as they are."""
-_ROLE_ORDER = (Role.TEST, Role.LABELED, Role.UNLABELED)
-"""Of cases that are the same scan, the one of the earliest role stays."""
 
 
 def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> ConversionReport:
@@ -63,33 +64,37 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
         DualCLError: before any image is read, where the plan or the target will not do, or the disk is too full.
     """
     options = options or Options()
-    plan = _without_leaks(plan)
+    plan = without_test_patients(plan)
     check_plan(plan)
     _check_target(plan, target, options)
-    stored = {case.name: read_record(target, case.name) for case in plan.cases}
-    finished: dict[str, Record] = {}
-    for case in plan.cases:
-        record = stored[case.name]
-        if is_finished(record, target, case, len(plan.channels)):
-            finished[case.name] = record
+    finished = {name: record for name, record in _stored(plan, target) if record is not None}
     remaining = {case.name: case for case in plan.cases if case.name not in finished}
     _check_disk(target, list(remaining.values()))
-    _begin(plan, target, options)
-    for outdated in (stored[name] for name in remaining):
-        if outdated is not None:  # of a source that has changed; it must not outlive a failure
-            remove(outdated, target, len(plan.channels))
+    with _alone(target):
+        return _write_dataset(plan, target, options, remaining, finished)
+
+
+def _stored(plan: Plan, target: Path) -> Iterator[tuple[str, Record | None]]:
+    """Each case with its record, where it is finished."""
+    for case in plan.cases:
+        record = read_record(target, case.name)
+        yield case.name, record if is_finished(record, target, case, len(plan.channels)) else None
+
+
+def _write_dataset(
+    plan: Plan, target: Path, options: Options, remaining: Mapping[str, SourceCase], finished: dict[str, Record]
+) -> ConversionReport:
+    _begin(plan, target, options, list(remaining))
     failed = _convert(plan, target, options, remaining, finished)
-    kept, repeated = _without_repeats(list(finished.values()))
-    for record, _ in repeated:
-        remove(record, target, len(plan.channels))
+    kept, dropped = without_leaks(list(finished.values()), plan.split)
+    for name in (*remaining.keys() - finished.keys(), *(record.name for record, _ in dropped)):
+        remove(target, name, len(plan.channels))
     report = ConversionReport(
         plan=replace(plan, cases=()),
         target=target,
         records=tuple(kept),
         failed=(*plan.damaged, *failed),
-        repeated=tuple(
-            Refusal(record.where, f"{record.name} has the same voxels as {twin}") for record, twin in repeated
-        ),
+        repeated=tuple(Refusal(record.where, reason) for record, reason in dropped),
         folds=tuple(_folds(plan, kept, options)),
         options=options,
     )
@@ -137,8 +142,13 @@ def check_plan(plan: Plan) -> None:
 
 
 def dry_run(plan: Plan, target: Path) -> str:
-    """What a conversion would do, as text; no image is read and nothing is written."""
-    plan = _without_leaks(plan)
+    """What a conversion would do, as text; no image is read and nothing is written.
+
+    Raises:
+        DualCLError: where the plan will not do.
+    """
+    plan = without_test_patients(plan)
+    check_plan(plan)
     lines = [f"{target} would get {len(plan.cases)} cases, channels {', '.join(plan.channels)}, labels {plan.labels}."]
     for role in Role:
         cases = [case for case in plan.cases if case.role is role]
@@ -152,16 +162,6 @@ def dry_run(plan: Plan, target: Path) -> str:
     return "\n".join(lines)
 
 
-def _without_leaks(plan: Plan) -> Plan:
-    """The plan less training cases of patients in the test set."""
-    tested = {case.patient for case in plan.cases if case.role is Role.TEST}
-    leaks = [case for case in plan.cases if case.role is not Role.TEST and case.patient in tested]
-    refused = [Refusal(case.where, "left out of training: its patient is in the test set") for case in leaks]
-    names = {case.name for case in leaks}
-    cases = tuple(sorted((case for case in plan.cases if case.name not in names), key=lambda case: case.name))
-    return replace(plan, cases=cases, refused=(*plan.refused, *refused))
-
-
 def _check_target(plan: Plan, target: Path, options: Options) -> None:
     match = re.fullmatch(r"Dataset(\d{3})_[A-Za-z0-9_-]+", target.name)
     if match is None:
@@ -171,8 +171,8 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
         raise DualCLError(f"{others[0]} has the number {match[1]} already. Choose another with -d.")
     if options.key_list is not None and target.resolve() in options.key_list.resolve().parents:
         raise DualCLError(f"{options.key_list}: the key list must lie outside the dataset, or it travels with it.")
-    if options.key_list is not None and options.key_list.exists() and not options.resume:
-        raise DualCLError(f"{options.key_list} exists. Name another file for the key list.")
+    if options.key_list is not None:
+        _check_key_list(options.key_list, options.resume)
     if not target.exists():
         return
     if not options.resume:
@@ -195,6 +195,14 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
             f"{target} holds {', '.join(gone[:5])}, which the source has no more. Put the files back, or convert "
             "into a new dataset."
         )
+
+
+def _check_key_list(path: Path, resume: bool) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DualCLError(f"{path}: its folder does not exist, or cannot be written to. Name another one.")
+    if path.exists() and not (resume and path.read_bytes().startswith(b"case,patient,")):
+        raise DualCLError(f"{path} exists. Name another file for the key list.")
 
 
 def _settings(plan: Plan, options: Options) -> dict[str, Any]:
@@ -230,9 +238,31 @@ def _check_disk(target: Path, cases: Sequence[SourceCase]) -> None:
         )
 
 
-def _begin(plan: Plan, target: Path, options: Options) -> None:
-    for leftover in sorted(target.rglob(".*.partial-*")) if target.exists() else []:
-        leftover.unlink()  # of a run that was killed
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Only one conversion at a time works on a target."""
+    path = target / "conversion" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DualCLError(f"Another conversion is at work on {target}. Wait for it, or end it.") from None
+    try:
+        yield
+        path.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _begin(plan: Plan, target: Path, options: Options, remaining: Sequence[str]) -> None:
+    """An unfinished dataset: without dataset.json, and without leftovers of killed runs and of changed sources."""
+    for name in ("dataset.json", SPLITS_FILE):
+        (target / name).unlink(missing_ok=True)
+    for leftover in sorted(target.rglob(".*.partial-*")):
+        leftover.unlink()
+    for name in remaining:
+        remove(target, name, len(plan.channels))
     write_text(target / PLAN_FILE, json.dumps(_settings(plan, options), indent=2, ensure_ascii=False) + "\n")
     (target / CASES_FOLDER).mkdir(parents=True, exist_ok=True)
 
@@ -269,20 +299,6 @@ def _unforeseen(error: Exception, private: bool) -> str:
     return type(error).__name__ if private else f"{type(error).__name__}: {error}"
 
 
-def _without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[tuple[Record, str]]]:
-    """Records to keep, and those that repeat a scan of a kept one, with its name."""
-    owner: dict[str, str] = {}
-    kept, repeated = [], []
-    for record in sorted(records, key=lambda record: (_ROLE_ORDER.index(record.role), record.name)):
-        twins = [owner[pixels] for pixels in record.pixel_hashes if pixels in owner]
-        if twins:
-            repeated.append((record, twins[0]))
-            continue
-        kept.append(record)
-        owner.update(dict.fromkeys(record.pixel_hashes, record.name))
-    return sorted(kept, key=lambda record: record.name), sorted(repeated, key=lambda pair: pair[0].name)
-
-
 def _folds(plan: Plan, records: Sequence[Record], options: Options) -> list[Fold]:
     labeled = {record.name: record.patient for record in records if record.role is Role.LABELED}
     if plan.split is not None:
@@ -290,8 +306,7 @@ def _folds(plan: Plan, records: Sequence[Record], options: Options) -> list[Fold
         listed = {case for fold in plan.split for cases in fold.values() for case in cases}
         moved = {record.name for record in records if record.role is not record.planned_role}
         folds: list[Fold] = without(plan.split, (listed - present) | moved)
-        if all(fold["train"] for fold in folds):
-            return folds
+        return folds if all(fold["train"] for fold in folds) else []
     if not labeled:
         return []
     unlabeled = {record.patient for record in records if record.role is Role.UNLABELED}
@@ -338,5 +353,6 @@ def write_key_list(path: Path, cases: Sequence[SourceCase], records: Sequence[Re
     ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if rows:
-        write_table(path, [{column: row.get(column, "") for column in columns} for row in rows])
-        path.chmod(0o600)
+        with replacing(path) as partial:
+            partial.touch(mode=0o600)
+            write_rows(partial, [{column: row.get(column, "") for column in columns} for row in rows])

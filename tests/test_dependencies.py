@@ -1,6 +1,8 @@
 """What pyproject.toml promises is what the second pass of the checks installs."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -18,3 +20,10 @@ def test_the_lowest_releases_that_are_tried_are_those_promised() -> None:
     tried.pop("torchvision")  # goes with torch
     # 1.26 stands for 1.26.0
     assert {name: (release + ".0")[: len(tried.get(name, ""))] for name, release in promised.items()} == tried
+
+
+def test_an_installed_package_has_its_templates(tmp_path: Path) -> None:
+    built = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(built, cwd=ROOT, check=True, capture_output=True)
+    assert len(list(tmp_path.rglob("*.j2"))) == len(list((ROOT / "nnunet_dualcl").rglob("*.j2"))) + 1
+    assert (tmp_path / "nnunet_dualcl" / "dataset_conversion" / "report.html.j2").is_file()

@@ -30,7 +30,7 @@ def owner(segmentation: Segmentation, export: Export) -> Series:
     candidates = named or frame or study
     if not candidates:
         raise DualCLError("its series is not among the files, or has another patient ID. Export the two together")
-    if len(candidates) == 1 and frame:
+    if len(candidates) == 1 and frame and not segmentation.series:
         return candidates[0]
     # several volumes in one series, a lost reference, or UIDs that an anonymization changed on one side only
     points = _points(segmentation)

@@ -34,6 +34,7 @@ class Slice:
         spacing_xy: pixel edges in mm.
         size_xy: pixels.
         rescale: slope and intercept from stored to real values.
+        photometric: MONOCHROME2, or MONOCHROME1, where high values are shown dark.
         marks: values of the tags by which several volumes in one series differ, in the order of preference.
     """
 
@@ -46,6 +47,7 @@ class Slice:
     spacing_xy: tuple[float, float]
     size_xy: tuple[int, int]
     rescale: tuple[float, float] = (1.0, 0.0)
+    photometric: str = "MONOCHROME2"
     marks: tuple[str, ...] = ()
 
 
@@ -88,7 +90,7 @@ def one_of_each(slices: Iterable[Slice]) -> tuple[list[Slice], int]:
     count = 0
     for each in sorted(slices, key=lambda each: (str(each.path), each.frame or 0)):
         count += 1
-        kept.setdefault((each.uid, each.frame), each)
+        kept.setdefault((each.uid or str(each.path), each.frame), each)
     return list(kept.values()), count - len(kept)
 
 
@@ -194,19 +196,30 @@ def _same_plane(first: Slice, second: Slice) -> bool:
 
 
 def _split_by_marks(slices: list[Slice]) -> list[list[Slice]]:
-    """Where slices share positions: the parts by the first mark that leaves no shared position within a part.
+    """Where slices share positions: the parts by a mark that leaves no shared position within a part.
 
-    A mark that gives parts of one slice numbers slices, not volumes.
+    The one that gives the fewest parts, all of them regular grids; else the first. A mark that gives parts of one slice
+    numbers slices, not volumes.
     """
     if not _share_a_place(slices):
         return [slices]
+    found: list[list[list[Slice]]] = []
     for index in range(len(slices[0].marks)):
         parts: dict[str, list[Slice]] = {}
         for each in slices:
             parts.setdefault(each.marks[index], []).append(each)
         if len(parts) > 1 and all(len(part) > 1 and not _share_a_place(part) for part in parts.values()):
-            return [part for _, part in sorted(parts.items())]
-    return [slices]
+            found.append([part for _, part in sorted(parts.items())])
+    whole = [parts for parts in found if all(_is_regular(part) for part in parts)]
+    return min(whole, key=len) if whole else found[0] if found else [slices]
+
+
+def _is_regular(slices: list[Slice]) -> bool:
+    try:
+        regular_grid(slices)
+    except DualCLError:
+        return False
+    return True
 
 
 def _share_a_place(slices: list[Slice]) -> bool:

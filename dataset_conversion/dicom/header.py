@@ -25,7 +25,13 @@ _HEADER = [
     *("SOPClassUID", "SOPInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID"),
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "FrameOfReferenceUID", "SamplesPerPixel"),
     *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"),
-    *("RescaleSlope", "RescaleIntercept", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence"),
+    *(
+        "RescaleSlope",
+        "RescaleIntercept",
+        "PhotometricInterpretation",
+        "StructureSetROISequence",
+        "ReferencedFrameOfReferenceSequence",
+    ),
     *("StructureSetLabel", "StructureSetName", "StructureSetDate", "StructureSetTime", "SegmentSequence"),
     *("ReferencedSeriesSequence", "ContentLabel", "ContentDate", "ContentTime"),
 ]

@@ -134,6 +134,10 @@ def _on_slices(
 
     Several planes may be nearest to one slice where contours are closer than slices; then the closest has it.
     """
+    distinct = {points.tobytes(): points for points in contours}  # one drawn twice would be a hole in itself
+    if len(distinct) < len(contours):
+        notes.append(f"{what}: {len(contours) - len(distinct)} contours are there twice; one of each was taken")
+    contours = list(distinct.values())
     placed = [grid.indices(points) for points in contours]
     heights = np.array([points[:, 2].mean() for points in placed])
     if max(np.abs(points[:, 2] - height).max() for points, height in zip(placed, heights, strict=True)) > 0.5:

@@ -88,7 +88,12 @@ def _target(header: Any, groups: list[tuple[Any, ...]], positions: np.ndarray, g
     starts, ends = grid.indices(positions), grid.indices(positions + far)
     corners = np.round(starts).astype(int)
     wanted_ends = corners + np.array([columns - 1, rows - 1, 0])
-    aligned = max(np.abs(starts - corners).max(), np.abs(ends - wanted_ends).max()) <= OFF_GRID
+    # corners alone would take a transposed square, and frames of thicker slices for a sparse segmentation
+    stated = functional_group(groups[0], "PixelMeasuresSequence", "SpacingBetweenSlices")
+    as_thick = stated is None or abs(float(stated) / grid.spacing[2] - 1) <= OFF_GRID
+    parallel = same_direction(along_row, grid.axes[0]) and same_direction(along_column, grid.axes[1])
+    exact = max(np.abs(starts - corners).max(), np.abs(ends - wanted_ends).max()) <= OFF_GRID
+    aligned = as_thick and parallel and exact
     if aligned and (corners >= 0).all() and (wanted_ends < np.array(grid.size)).all():
         return grid, corners
     own = _own_grid(header, groups, positions, along_row, along_column, (dx, dy))

@@ -31,7 +31,9 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
     Raises:
         DualCLError: a file is damaged or in a compression that cannot be read; names no file.
     """
-    image = _read_files(slices, grid) if all(each.frame is None for each in slices) else _read_frames(slices, grid)
+    # GDCM turns MONOCHROME1 (black is high) over, which is for looking at; values are to stay
+    by_frame = any(each.frame is not None or each.photometric == "MONOCHROME1" for each in slices)
+    image = _read_frames(slices, grid) if by_frame else _read_files(slices, grid)
     if image.GetSize() != grid.size:
         raise DualCLError(_UNREADABLE.format(f"{image.GetSize()} voxels came out, {grid.size} are announced"))
     for key in image.GetMetaDataKeys():  # tags of the source must not travel on
@@ -55,9 +57,8 @@ def _read_files(slices: Sequence[Slice], grid: Grid) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(each.path) for each in slices])
-    if not _whole(slices):
-        # without it the first slice's type would be everyone's, and cut off what follows a whole-numbered slope
-        reader.SetOutputPixelType(sitk.sitkFloat32)
+    # without it the first slice's type would be everyone's, and values that it cannot hold would wrap around
+    reader.SetOutputPixelType(sitk.sitkInt32 if _whole(slices) else sitk.sitkFloat32)
     try:
         image = reader.Execute()
     except RuntimeError:

@@ -48,6 +48,8 @@ def _slice(path: Path, header: Any, frame: int | None, groups: tuple[Any, ...]) 
     spacing = tag("PixelMeasuresSequence", "PixelSpacing")
     if not (position and orientation and spacing and header.get("Rows") and header.get("Columns")):
         raise DualCLError("its header lacks position, orientation or pixel spacing: derived, or a screenshot?")
+    if min(float(number) for number in spacing) <= 0:
+        raise DualCLError("its header states a pixel spacing of 0")
     along_row, along_column = plane_axes(orientation)
     slope, intercept = (tag("PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept"))
     frame_marks = [tag(sequence, name) for sequence, name in _FRAME_MARKS]
@@ -61,5 +63,6 @@ def _slice(path: Path, header: Any, frame: int | None, groups: tuple[Any, ...]) 
         spacing_xy=(float(spacing[1]), float(spacing[0])),
         size_xy=(int(header.Columns), int(header.Rows)),
         rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
+        photometric=text(header, "PhotometricInterpretation"),
         marks=tuple(str(mark) for mark in (*frame_marks, *(text(header, name) for name in MARKS))),
     )

@@ -39,15 +39,15 @@ def suv_factor(headers: Sequence[Any]) -> float:
         if str(first.get("SUVType") or "BW") != "BW":
             raise DualCLError(f"SUV by {first.SUVType}, not by body weight")
         return 1.0
-    philips = first.get((0x7053, 0x1000))
-    if units == "CNTS" and philips is not None and float(philips.value or 0) > 0:
-        return float(philips.value)
-    if units != "BQML":
+    factor = _philips_factor(first) if units == "CNTS" else 0.0
+    if units != "BQML" and factor <= 0:
         raise DualCLError(f"units are {units or 'not stated'}, not BQML")
     corrected = first.get("CorrectedImage") or []
     lacking = [name for name in ("ATTN", "DECY") if name not in corrected]
     if lacking:
         raise DualCLError(f"the header states no correction {' and '.join(lacking)}")
+    if factor > 0:
+        return factor
     weight_kg = _positive(first, "PatientWeight")
     doses = first.get("RadiopharmaceuticalInformationSequence") or []
     if len(doses) != 1:
@@ -62,18 +62,26 @@ def suv_factor(headers: Sequence[Any]) -> float:
     return weight_kg * 1000 / dose_bq
 
 
+def _philips_factor(header: Any) -> float:
+    """From counts to SUV, out of a private tag of that maker; 0 where it is not there."""
+    value, creator = header.get((0x7053, 0x1000)), header.get((0x7053, 0x0010))
+    if value is None or creator is None or "Philips" not in str(creator.value):
+        return 0.0
+    return _number(value.value)
+
+
 def _decay_seconds(headers: Sequence[Any], dose: Any, half_life_s: float) -> float:
     """From injection to the time that the scanner corrected decay to."""
     scan = _scan_start(headers, half_life_s)
     stated = dose.get("RadiopharmaceuticalStartDateTime")
     if stated:
         # a zone in the one and none in the other could not be compared; the scanner's clock gave both
-        start: datetime = DT(stated).replace(tzinfo=None)
+        start: datetime = _parsed(DT, stated, "RadiopharmaceuticalStartDateTime").replace(tzinfo=None)
     else:
         clock = dose.get("RadiopharmaceuticalStartTime")
         if not clock:
             raise DualCLError("the header lacks RadiopharmaceuticalStartTime")
-        start = datetime.combine(scan.date(), TM(clock))
+        start = datetime.combine(scan.date(), _parsed(TM, clock, "RadiopharmaceuticalStartTime"))
         if start > scan:  # injected before midnight
             start -= _DAY
     seconds = (scan - start).total_seconds()
@@ -105,18 +113,26 @@ def _moment(header: Any, what: str) -> datetime:
     date, clock = header.get(f"{what}Date"), header.get(f"{what}Time")
     if not date or not clock:
         raise DualCLError(f"the header lacks {what}Date or {what}Time")
+    return datetime.combine(_parsed(DA, date, f"{what}Date"), _parsed(TM, clock, f"{what}Time"))
+
+
+def _parsed(kind: Any, value: Any, name: str) -> Any:
     try:
-        return datetime.combine(DA(date), TM(clock))
+        return kind(value)
     except (ValueError, TypeError):
-        raise DualCLError(f"{what}Date or {what}Time is damaged") from None
+        raise DualCLError(f"{name} is damaged") from None
 
 
 def _positive(header: Any, name: str) -> float:
-    value = header.get(name)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = 0.0
+    number = _number(header.get(name))
     if number <= 0:
         raise DualCLError(f"the header lacks {name}")
     return number
+
+
+def _number(value: Any) -> float:
+    """As a number, 0 where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

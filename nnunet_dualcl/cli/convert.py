@@ -29,7 +29,7 @@ _NEXT = "Next: nnUNetv2_plan_and_preprocess -d {} -c 3d_fullres --verify_dataset
 def convert(argv: Sequence[str]) -> int:
     """Parse and run; 0 where all cases came through, 1 where some failed."""
     from nnunet_dualcl.dataset_conversion.plan import Options
-    from nnunet_dualcl.dataset_conversion.write import check_plan, dry_run, write_dataset, write_key_list
+    from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
 
     arguments, unknown = _parser(argv).parse_known_args(argv)
     if unknown:
@@ -53,7 +53,6 @@ def convert(argv: Sequence[str]) -> int:
     target = required_folder("nnUNet_raw") / f"Dataset{arguments.d:03d}_{arguments.n}"
     plan = module.plan(arguments.source, **module.keywords(arguments))
     if arguments.dry_run:
-        check_plan(plan)
         print(dry_run(plan, target))
         return 0
     try:

@@ -60,7 +60,7 @@ def test_a_bad_case_shows_in_the_exit_code_and_resuming_mends_it(
     assert "failed: c (c.nrrd)" in capsys.readouterr().out
     (source / "c.nrrd").write_bytes(sound)
     assert main(arguments(source, "--key-list", str(keys), "--resume")) == 0
-    assert [line.split(",")[0] for line in keys.read_text().splitlines()] == ["case", "a", "b", "c"]
+    assert [line.split(",")[0] for line in keys.read_text(encoding="utf-8").splitlines()] == ["case", "a", "b", "c"]
 
 
 @pytest.mark.parametrize(

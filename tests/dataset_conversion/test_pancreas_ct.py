@@ -207,6 +207,7 @@ def test_what_makes_no_case_is_named(tmp_path: Path) -> None:
         "PANCREAS_0018": f"no label0018.nii.gz below {tmp_path.name}",
         "PANCREAS_0062": "2 folders with DICOM files, one series is wanted",
         "PANCREAS_0099": "is in neither the training nor the test list",
+        "again/TCIA_pancreas_labels-02-05-2017/label0062.nii.gz": "another label0062.nii.gz was found before it",
     }
     (tmp_path / "empty").mkdir()
     with pytest.raises(DualCLError, match="no DICOM file among 0"):

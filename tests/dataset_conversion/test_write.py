@@ -1,5 +1,6 @@
 """One writer for all sources: checks, files, splits, leaks, resuming, the report."""
 
+import gzip
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from filelock import FileLock
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from synthetic_volumes import slabs, volume, write
 
@@ -178,10 +181,10 @@ def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> No
     with pytest.raises(DualCLError, match="empty_labels 'keep', now 'unlabeled'"):
         write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="unlabeled"))
     with pytest.raises(DualCLError, match=r"settings .*'--spacing': '3'"):
-        write_dataset(replace(toy, settings={"--spacing": "3"}), target, replace(ALONE, resume=True))
+        write_dataset(replace(toy, settings={"--spacing": "3"}), target, loosened)
     moved = (replace(toy.cases[0], role=Role.UNLABELED), *toy.cases[1:])
     with pytest.raises(DualCLError, match="l1 was converted as labeled, and is unlabeled now"):
-        write_dataset(replace(toy, cases=moved), target, replace(ALONE, resume=True))
+        write_dataset(replace(toy, cases=moved), target, loosened)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     [
         ({"labels": {"a": 1, "b": 3}}, r"without a gap, got \[0, 1, 3\]"),
         ({"labels": {}}, "without a gap"),
-        ({"cases": ()}, "No labeled case .*Left out: x: y"),
+        ({"cases": ()}, "No labeled case .*from labeled cases. x: y"),
     ],
 )
 def test_plans_that_train_nothing(toy: Plan, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -274,6 +277,99 @@ def test_a_patient_of_the_test_set_is_left_out_of_training(tmp_path: Path) -> No
     assert {each.where for each in report.plan.refused} == {"source of b", "source of d"}
     # e, of patient p1, is trained on in every fold, so a is never validated on
     assert [fold["val"] for fold in report.folds] == [["f"]]
+
+
+def test_people_with_one_scan_are_one_person(tmp_path: Path) -> None:
+    """The scan b repeats that of a, so patient q is patient p: neither in training, nor on two sides of a fold."""
+    source = tmp_path / "source"
+    cases = [
+        source_case(source, "a", Role.TEST, seed=1, patient="p"),
+        source_case(source, "b", seed=1, patient="q"),
+        source_case(source, "c", seed=2, patient="q"),
+        source_case(source, "d", seed=3, patient="r"),
+        source_case(source, "e", seed=3, patient="s"),
+        source_case(source, "f", seed=4, patient="s"),
+        source_case(source, "g", seed=5, patient="t"),
+    ]
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    assert [(record.name, record.patient) for record in report.records] == [
+        ("a", "p"), ("d", "r"), ("f", "r"), ("g", "t"),
+    ]  # fmt: skip
+    assert "c: its patient is in the test set by another identifier" in [each.reason for each in report.repeated]
+    assert sorted(fold["val"] for fold in report.folds) == [["d", "f"], ["g"]]
+    assert not list((tmp_path / NAME).rglob("c[_.]*"))
+
+
+def test_an_empty_label_of_a_validated_patient_is_not_trained_on(tmp_path: Path) -> None:
+    cases = [source_case(tmp_path, "a"), source_case(tmp_path, "b", patient="v")]
+    cases.append(source_case(tmp_path, "c", patient="v", label=slabs()))
+    split = ({"train": ["a"], "val": ["b", "c"]},)
+    options = replace(ALONE, empty_labels="unlabeled")
+    report = write_dataset(plan_of(*cases, split=split), tmp_path / NAME, options)
+    assert [record.name for record in report.records] == ["a", "b"]
+    assert "c has an empty label, and its patient is validated on" in report.repeated[0].reason
+
+
+def test_a_case_that_cannot_be_written_leaves_nothing(
+    toy: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sitk.WriteImage
+
+    def full(image: sitk.Image, path: str, **options: Any) -> None:
+        if "labelsTr/.l2" in path:
+            raise RuntimeError("no space left on device")
+        original(image, path, **options)
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    report = write_dataset(toy, tmp_path / NAME, ALONE)
+    assert "no space left" in report.failed[0].reason
+    assert not list((tmp_path / NAME).rglob("*l2*"))
+    verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
+
+
+def test_two_conversions_do_not_meet_on_one_target(toy: Plan, tmp_path: Path) -> None:
+    (tmp_path / NAME / "conversion").mkdir(parents=True)
+    lock = FileLock(tmp_path / NAME / "conversion" / "lock")
+    write_dataset(toy, tmp_path / "other" / NAME, ALONE)
+    shutil.copyfile(
+        tmp_path / "other" / NAME / "conversion" / "plan.json", tmp_path / NAME / "conversion" / "plan.json"
+    )
+    with lock, pytest.raises(DualCLError, match="Another conversion is at work"):
+        write_dataset(toy, tmp_path / NAME, replace(ALONE, resume=True))
+    assert not list((tmp_path / NAME).rglob("*.nii.gz"))
+
+
+def test_a_dataset_that_is_being_redone_does_not_look_finished(toy: Plan, tmp_path: Path) -> None:
+    write_dataset(toy, tmp_path / NAME, ALONE)
+    broken = [replace(case, load=partial(fail, DualCLError("gone")), files=()) for case in toy.cases]
+    report = write_dataset(replace(toy, cases=tuple(broken)), tmp_path / NAME, replace(ALONE, resume=True))
+    assert report.records == ()
+    for name in ("dataset.json", "splits_final.json", "imagesTr/l1_0000.nii.gz"):
+        assert not (tmp_path / NAME / name).exists()
+
+
+def test_what_a_header_tells_about_people_does_not_travel(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a")
+    nifti = write(tmp_path / "named.nii.gz", volume(3))
+    named = nibabel.load(nifti)
+    named.header["descrip"] = b"Doe^Jane 19500101"
+    nibabel.save(named, nifti)
+    assert b"Doe^Jane" in gzip.decompress(nifti.read_bytes())
+    case = replace(case, load=partial(load, (nifti,), case.files[1]))
+    write_dataset(plan_of(case), tmp_path / NAME, ALONE)
+    written = (tmp_path / NAME / "imagesTr" / "a_0000.nii.gz").read_bytes()
+    assert b"Doe" not in gzip.decompress(written)
+
+
+def test_a_correction_in_place_is_noticed(toy: Plan, tmp_path: Path) -> None:
+    write_dataset(toy, tmp_path / NAME, ALONE)
+    label = toy.cases[0].files[1]
+    size = label.stat().st_size
+    write(label, volume(slabs(2, 1), np.uint8))
+    before = everything_in(tmp_path / NAME)["labelsTr/l1.nii.gz"]
+    write_dataset(toy, tmp_path / NAME, replace(ALONE, resume=True))
+    assert abs(label.stat().st_size - size) < 9
+    assert everything_in(tmp_path / NAME)["labelsTr/l1.nii.gz"] != before
 
 
 def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:

@@ -153,7 +153,7 @@ def test_a_channel_on_another_grid_is_resampled_when_asked(tmp_path: Path) -> No
     found_by = {"labels": LABELS, "channels": channels}
     report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset001_A", options=Options(processes=1), **found_by)
     assert "--resample-channels" in report.failed[0].reason
-    options = Options(processes=1, resample_channels=True, folds=1)
+    options = Options(processes=1, resample_channels=True)
     target = tmp_path / "Dataset002_B"
     assert not dicom.convert(tmp_path / "dicom", target, options=options, **found_by).failed
     sizes = {sitk.ReadImage(target / "imagesTr" / f"case_0001_000{index}.nii.gz").GetSize() for index in (0, 1)}

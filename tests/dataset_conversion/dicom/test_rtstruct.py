@@ -121,3 +121,20 @@ def test_contours_that_would_teach_nonsense_are_refused(tmp_path: Path, contours
 def test_the_first_points_tell_where_contours_are(tmp_path: Path) -> None:
     path = write_rtstruct(tmp_path / "s", {"a": [box((1, 2), (3, 4), 0)], "b": [box((2, 2), (3, 4), 3)]})
     assert contour_points(path) == pytest.approx(np.array([at(1, 2, 0), at(2, 2, 3)]), abs=1e-5)
+
+
+def test_a_contour_that_is_there_twice_is_no_hole(tmp_path: Path) -> None:
+    square = box((1, 1), (5, 3), 2)
+    once, _ = labels(tmp_path / "1", {"a": [square]})
+    twice, notes = labels(tmp_path / "2", {"a": [square, square]})
+    assert once.any()
+    np.testing.assert_array_equal(once, twice)
+    assert any("1 contours are there twice" in note for note in notes)
+
+
+def test_order_of_labels_and_not_of_rois_decides_who_keeps_a_voxel(tmp_path: Path) -> None:
+    write_series(tmp_path, heights=range(4))
+    path = write_rtstruct(tmp_path / "rs", {"a": [box((1, 1), (5, 3), 2)], "b": [box((1, 1), (5, 3), 2)]})
+    (series,) = scan(tmp_path).series
+    for values in ({1: 1, 2: 2}, {1: 2, 2: 1}):
+        assert set(np.unique(contour_labels(path, values, series.grid)[0])) == {0, 1}

@@ -102,3 +102,30 @@ def test_without_positions_it_is_refused(tmp_path: Path) -> None:
     bare.save_as(path)
     with pytest.raises(DualCLError, match="states no position"):
         segment_labels(path, {1: 1}, series.grid, threshold=0.5)
+
+
+def test_a_square_that_is_transposed_is_not_pasted_as_it_stands(tmp_path: Path) -> None:
+    """Its corners lie on the series' grid; rows and columns change places."""
+    mask = np.zeros((4, 6, 6), np.uint8)
+    mask[1, 1, 2:5] = 1
+    images = write_series(tmp_path / "ct", pixels=np.ones((4, 6, 6), int), tags={"PixelSpacing": [2.0, 2.0]})
+    path = write_seg(tmp_path / "seg", images, mask)
+    item = pydicom.dcmread(path)
+    plane = item.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    plane.ImageOrientationPatient = [*COLUMN, *ROW]
+    item.save_as(path)
+    (series,) = scan(tmp_path / "ct").series
+    labels, grid, _ = segment_labels(path, {1: 1}, series.grid, threshold=0.5)
+    assert grid != series.grid
+    assert int(labels.sum()) == 3
+
+
+def test_thicker_slices_do_not_become_stripes(tmp_path: Path) -> None:
+    mask = np.zeros((4, 5, 7), np.uint8)
+    mask[0:3:2, 1, 2:5] = 1
+    path, series = write_case(tmp_path, mask)
+    item = pydicom.dcmread(path)
+    item.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 2 * GAP
+    item.save_as(path)
+    labels, grid, _ = segment_labels(path, {1: 1}, series.grid, threshold=0.5)
+    assert (grid.spacing[2], labels.shape[0]) == (2 * GAP, 2)

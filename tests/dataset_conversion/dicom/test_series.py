@@ -63,3 +63,27 @@ def test_a_file_cut_off_is_a_fault_of_its_case_that_names_no_file(tmp_path: Path
     with pytest.raises(DualCLError, match="pixel data cannot be read") as caught:
         read(tmp_path)
     assert path.name not in str(caught.value)
+
+
+def array(folder: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(read(folder)[0])
+
+
+def test_values_that_are_shown_dark_stay_as_they_are(tmp_path: Path) -> None:
+    write_series(tmp_path / "1", tags={"PhotometricInterpretation": "MONOCHROME1"})
+    write_series(tmp_path / "2")
+    np.testing.assert_array_equal(array(tmp_path / "1"), array(tmp_path / "2"))
+
+
+def test_slices_of_several_number_ranges_do_not_wrap_around(tmp_path: Path) -> None:
+    pixels = values(4)
+    paths = write_series(tmp_path, pixels=pixels, intercept=0)
+    lower = pydicom.dcmread(paths[2])
+    lower.RescaleIntercept = -1024
+    lower.save_as(paths[2])
+    signed = pydicom.dcmread(paths[1])
+    signed.PixelRepresentation = 1
+    signed.PixelData = (pixels[1].astype(int) - 250).astype(np.int16).tobytes()
+    signed.save_as(paths[1])
+    expected = pixels.astype(int) + np.array([0, -250, -1024, 0])[:, None, None]
+    np.testing.assert_array_equal(array(tmp_path), expected)

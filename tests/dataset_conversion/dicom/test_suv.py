@@ -70,6 +70,10 @@ def test_counts_with_the_factor_of_their_maker() -> None:
     with pytest.raises(DualCLError, match="units are CNTS"):
         suv_factor([item])
     item.add_new((0x7053, 0x1000), "DS", "0.0004")
+    item.add_new((0x7053, 0x0010), "LO", "Another maker")
+    with pytest.raises(DualCLError, match="units are CNTS"):
+        suv_factor([item])
+    item.add_new((0x7053, 0x0010), "LO", "Philips PET Private Group")
     assert suv_factor([item]) == pytest.approx(4e-4)
 
 
