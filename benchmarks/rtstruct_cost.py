@@ -52,6 +52,25 @@ seconds = [after - before for before, after in zip(start, clocks())]
 inside = int((sitk.GetArrayViewFromImage(scan.label) > 0).sum())
 print(*seconds, kibibytes("VmHWM") - base, inside)
 """
+WHOLE = """
+import sys, tempfile
+from pathlib import Path
+from nnunet_dualcl.dataset_conversion import dicom
+from nnunet_dualcl.dataset_conversion.plan import Options
+base, start = kibibytes("VmRSS"), clocks()
+folder, rois = Path(sys.argv[1]), int(sys.argv[2])
+with tempfile.TemporaryDirectory() as target:
+    report = dicom.convert(
+        folder,
+        Path(target) / "Dataset001_Phantom",
+        labels={f"roi{number}": "" for number in range(rois)},
+        options=Options(processes=1),
+    )
+assert report.exit_code == 0
+seconds = [after - before for before, after in zip(start, clocks())]
+print(*seconds, kibibytes("VmHWM") - base, 0)
+"""
+"""The same to a dataset: checks, compressed files, picture and report as well."""
 WATCHED = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -179,6 +198,7 @@ def tools(folders: dict[str, Path], rois: int, others: Path | None) -> dict[str,
     commands = {
         name if name != "whole" else "dualcl": [*ours, str(folder), str(rois)] for name, folder in folders.items()
     }
+    commands["dualcl to a dataset"] = [sys.executable, "-c", CLOCKS + WHOLE, str(folders["whole"]), str(rois)]
     if others is not None:
         folder = folders["whole"]
         commands["rt-utils"] = [str(others), "-c", CLOCKS + RT_UTILS, str(folder), str(rois)]
