@@ -14,6 +14,7 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice
 from nnunet_dualcl.dataset_conversion.dicom.suv import TAGS, suv_factor
 from nnunet_dualcl.errors import DualCLError
 
+_PIXELS = ["Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 _UNREADABLE = (
     "pixel data cannot be read: {}. Is the export complete? A file in an uncommon compression can be decompressed with "
     "dcmdjpeg or gdcmconv --raw first."
@@ -31,6 +32,9 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
     Raises:
         DualCLError: a file is damaged or in a compression that cannot be read; names no file.
     """
+    for path in dict.fromkeys(each.path for each in slices):
+        if _is_cut_off(path):  # some releases of GDCM fill up what is missing without a word
+            raise DualCLError(_UNREADABLE.format("a file is cut off"))
     # GDCM turns MONOCHROME1 (black is high) over, which is for looking at; values are to stay
     by_frame = any(each.frame is not None or each.photometric == "MONOCHROME1" for each in slices)
     image = _read_frames(slices, grid) if by_frame else _read_files(slices, grid)
@@ -51,6 +55,18 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
         return image, [f"PET is in the scanner's own values, not SUV: {error}"]
     # as fractions, since whole numbers would stay whole
     return sitk.Cast(image, sitk.sitkFloat32) * factor, ["PET is in SUV by body weight (g/ml)"]
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file ends before its pixels do; of compressed ones, whose length is not known, never."""
+    with path.open("rb") as stream:
+        header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_PIXELS, force=True)
+        start = stream.tell()
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if syntax is None or syntax.is_compressed or syntax.is_deflated:
+        return False
+    bits = int(header.get("BitsAllocated") or 0) * int(header.get("NumberOfFrames") or 1)
+    return path.stat().st_size < start + int(header.get("Rows") or 0) * int(header.get("Columns") or 0) * bits // 8
 
 
 def _read_files(slices: Sequence[Slice], grid: Grid) -> sitk.Image:

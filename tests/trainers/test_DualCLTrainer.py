@@ -385,7 +385,9 @@ def test_one_seed_one_result(toy: Any, configure: Any) -> None:
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
 
 
 def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: Any, tmp_path: Path) -> None:
