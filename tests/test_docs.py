@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from importlib.metadata import entry_points
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -247,3 +250,41 @@ def test_costs_stand_in_the_result_files() -> None:
     ratios = json.loads(read("benchmarks/results/preprocess_cost.json"))["ratios"]
     wall, processor = (ratios[f"dualcl / stock, {clock}"] for clock in ("wall", "processor"))
     assert f"| **{wall:.2f}** | **{processor:.2f}** |" in page
+
+
+def test_the_cost_of_a_structure_set_is_the_stored_run() -> None:
+    stored = json.loads(read("benchmarks/results/rtstruct_cost.json"))
+    section = read("docs/benchmarks.md").split("## What converting a DICOM structure set costs")[1].split("\n## ")[0]
+    rows = {
+        "reading and filling here": "dualcl",
+        "the same, half of the slices": "half the slices",
+        "the same, twice the points": "twice the points",
+        "all the way to a dataset: checks, compression, picture, report": "dualcl to a dataset",
+        "rt-utils": "rt-utils",
+        "plastimatch, the whole process": "plastimatch",
+    }
+    shown = {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]*) ?\|$", section, re.M)
+    }
+    assert set(shown) == set(rows)
+    for text, name in rows.items():
+        seconds, ratio, volumes = shown[text]
+        assert seconds == f"{stored['seconds']['processor'][name]:.2f}"
+        assert float(ratio) == pytest.approx(stored["ratios"].get(f"{name} / dualcl, processor", 1), abs=0.005)
+        peak = stored["peak_memory_in_volumes"].get(name)
+        assert volumes == ("" if peak is None else f"{peak:.2f}")
+    assert stored["circumstances"]["commit"] in section
+
+
+def test_converting_from_python_works_as_written(tmp_path: Path) -> None:
+    (script,) = re.findall(r"^```python\n(.*?)^```", read("docs/reference/conversion.md"), re.M | re.S)
+    for place, values in (("images", np.arange(60)), ("masks", np.arange(60) % 4)):
+        (tmp_path / "export" / place).mkdir(parents=True)
+        image = sitk.GetImageFromArray(values.reshape(3, 4, 5).astype(np.int16))
+        sitk.WriteImage(image, str(tmp_path / "export" / place / "anna.nii.gz"))
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, check=True, encoding="utf-8"
+    )
+    assert "1 labeled, 0 unlabeled and 0 test case(s); 0 failed" in done.stdout
