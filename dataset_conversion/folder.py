@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from nnunet_dualcl.dataset_conversion.patterns import (
 )
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.reading import ending_of, files_of, read_volume
+from nnunet_dualcl.dataset_conversion.volumes import load_volumes
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
@@ -76,7 +77,7 @@ def plan(
     image_pattern = compiled(images, groups=("case", "patient", "channel"))
     label_pattern = compiled(label_files, groups=("case", "patient", "label")) if label_files else None
     test_pattern = regular_expression(test) if test else None
-    by_channel = _numbered(channels, "channel")
+    by_channel = _numbered(channels)
     structures = _structures(labels)
     files = files_below(source)
     found: dict[str, _Found] = {}
@@ -100,12 +101,16 @@ def plan(
             idle.append(relative)
     _check_labels(label_files, labels, structures, found, files)
     if not any(case.images for case in found.values()):
-        some = [name for name in files if ending_of(Path(name))][:3]
+        instances = [name for name in files if ending_of(Path(name))][:3]
         raise DualCLError(
             f"{source}: none of {len(files)} files is an image by --images {images!r}"
             + (f" and --channel {', '.join(channels)}" if any(channels.values()) else "")
-            + (f". There are, for instance: {', '.join(some)}." if some else ".")
+            + (f". There are, for instance: {', '.join(instances)}." if instances else ".")
         )
+    notes = []
+    if idle:
+        some = ", ".join(idle[:5]) + (" ..." if len(idle) > 5 else "")
+        notes.append(f"{len(idle)} volume files match no pattern: {some}")
     names = safe_names(list(found))
     cases = []
     for key, case in sorted(found.items()):
@@ -135,8 +140,7 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
-        notes=(f"{len(idle)} volume files match no pattern: {', '.join(idle[:5])}{' ...' * (len(idle) > 5)}",)
-        * bool(idle),
+        notes=tuple(notes),
         value_map={} if structures is not None else _value_map(labels),
         settings={
             "--images": images,
@@ -205,9 +209,9 @@ def _from_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _numbered(channels: Mapping[str, str], what: str) -> list[re.Pattern[str]]:
+def _numbered(channels: Mapping[str, str]) -> list[re.Pattern[str]]:
     if not channels:
-        raise DualCLError(f"At least one {what} is needed.")
+        raise DualCLError("At least one channel is needed.")
     if len(channels) > 1 and not all(channels.values()):
         raise DualCLError("With several channels each needs a pattern, as in --channel T1=t1 --channel T2=t2.")
     return [regular_expression(pattern or ".*") for pattern in channels.values()]
@@ -310,14 +314,23 @@ def _load(
     lacking: tuple[str, ...],
     spacing_mm: Spacing | None,
 ) -> Scan:
-    channels = tuple(read_volume(path, spacing_mm=spacing_mm) for path in images)
-    if not labels:
-        return Scan(channels, None)
-    if not structures:
-        return Scan(channels, read_volume(labels[0][1], spacing_mm=spacing_mm))
-    grid = read_volume(labels[0][1], spacing_mm=spacing_mm)
-    masks = ((value, _mask(path, grid, labels[0][1], spacing_mm)) for value, path in labels)  # one at a time
-    merged, overlapping = merge_structures(masks, grid.GetSize()[::-1])
+    first = labels[0][1] if labels else None
+    scan = load_volumes(images, first, spacing_mm=spacing_mm)
+    if scan.label is None or not structures:
+        return scan
+    grid = scan.label
+
+    def masks() -> Iterator[tuple[int, np.ndarray]]:  # one in memory at a time
+        for value, path in labels:
+            label = grid if path == first else read_volume(path, spacing_mm=spacing_mm)
+            difference = grid_difference(label, grid)
+            if difference is not None:
+                raise DualCLError(
+                    f"{path}: on another grid than {labels[0][1].name}: {difference}. Export them on one grid."
+                )
+            yield value, _mask(path, label)
+
+    merged, overlapping = merge_structures(masks(), grid.GetSize()[::-1])
     image = sitk.GetImageFromArray(merged)
     image.CopyInformation(grid)
     notes = []
@@ -325,14 +338,10 @@ def _load(
         notes.append(f"{overlapping} voxels are of several structures; the one named first has them")
     if lacking:
         notes.append(f"no file for {', '.join(lacking)}: taken as absent")
-    return Scan(channels, image, tuple(notes))
+    return Scan(scan.channels, image, tuple(notes))
 
 
-def _mask(path: Path, grid: sitk.Image, first: Path, spacing_mm: Spacing | None) -> np.ndarray:
-    label = read_volume(path, spacing_mm=spacing_mm)
-    difference = grid_difference(label, grid)
-    if difference is not None:
-        raise DualCLError(f"{path}: on another grid than {first.name}: {difference}. Export them on one grid.")
+def _mask(path: Path, label: sitk.Image) -> np.ndarray:
     values = whole_numbers(label)
     present = np.unique(values)
     if present.size > 2 or (present.size == 2 and present[0] != 0):

@@ -21,14 +21,15 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import IMAGES_UNLABELED
 
 FILE_ENDING = ".nii.gz"
-_PIECE = 2**16
-_PIECES = 256
-_READ_WHOLE = 2**26
 CASES_FOLDER = Path("conversion") / "cases"
 """Of the dataset: a record and a picture for each finished case."""
 
 IMAGE_FOLDERS = {Role.LABELED: "imagesTr", Role.TEST: "imagesTs", Role.UNLABELED: IMAGES_UNLABELED}
 LABEL_FOLDERS = {Role.LABELED: "labelsTr", Role.TEST: "labelsTs"}
+
+_READ_WHOLE = 2**26
+"""Bytes up to which all of a source file counts for its hash; of larger ones, pieces spread over them."""
+_PIECE, _PIECES = 2**16, 256
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def read_volume(path: Path, *, spacing_mm: tuple[float, float, float] | None = N
     if header.edges_mm is None and spacing_mm is not None:
         image.SetSpacing(spacing_mm)
     if header.floating:
-        _check_finite(path, image, ending)
+        check_finite(path, image)
     return image
 
 
@@ -87,9 +87,9 @@ def _read(path: Path) -> sitk.Image:
                 "Export it as a gray-scale volume, or each component as a channel."
             )
         image = reader.Execute()
+    except DualCLError:  # a RuntimeError as well
+        raise
     except RuntimeError as error:
-        if isinstance(error, DualCLError):
-            raise
         raise DualCLError(f"{path}: {_reason(error)}") from None
     image = image[:, :, :, 0] if len(size) == 4 else image
     direction = np.reshape(image.GetDirection(), (3, 3))
@@ -112,9 +112,11 @@ def _reason(error: RuntimeError) -> str:
     )
 
 
-def _check_finite(path: Path, image: sitk.Image, ending: str) -> None:
+def check_finite(path: Path, image: sitk.Image) -> None:
+    """Raise a :class:`DualCLError` where a floating point volume, or 4D file, holds NaN or infinity."""
     # SimpleITK hands out NaN and infinity of a NIfTI as 0, so that format's stored numbers are looked at
-    stored = nibabel.load(path).dataobj.get_unscaled() if ending.startswith(".nii") else None  # type: ignore[attr-defined]
+    is_nifti = str(ending_of(path)).startswith(".nii")
+    stored = nibabel.load(path).dataobj.get_unscaled() if is_nifti else None  # type: ignore[attr-defined]
     values = np.asarray(sitk.GetArrayViewFromImage(image) if stored is None else stored)
     odd = int(values.size - np.isfinite(values).sum())
     if odd:

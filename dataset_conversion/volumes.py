@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import SimpleITK as sitk
 
 from nnunet_dualcl.dataset_conversion.headers import AGAIN, Header, check_length, read_header
 from nnunet_dualcl.dataset_conversion.plan import Scan
-from nnunet_dualcl.dataset_conversion.reading import ending_of, read_volume
+from nnunet_dualcl.dataset_conversion.reading import check_finite, ending_of, read_volume
 from nnunet_dualcl.errors import DualCLError
 
 
@@ -44,10 +42,7 @@ def load_4d(image: Path, label: Path | None, indices: Sequence[int] | None = Non
     except RuntimeError as error:
         raise DualCLError(f"{image}: cannot be read. {AGAIN} ({' '.join(str(error).split())[-240:]})") from None
     if header.floating:
-        # SimpleITK hands out NaN of a NIfTI as 0, so the stored numbers are looked at
-        stored = nibabel.load(image).dataobj.get_unscaled()  # type: ignore[attr-defined]
-        if not np.isfinite(stored).all():
-            raise DualCLError(f"{image}: holds voxels that are not finite (NaN or infinite). Replace them.")
+        check_finite(image, series)
     return Scan(tuple(series[:, :, :, index] for index in wanted), None if label is None else read_volume(label))
 
 

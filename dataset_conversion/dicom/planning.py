@@ -229,19 +229,17 @@ def _check_labels(
     structures = [names for each in segmentations for names in each.structures.values()]
     met = {value_of(names, patterns) for names in structures}
     missing = [name for value, name in enumerate(patterns, 1) if value not in met]
-    if missing:
+    if not missing:
+        return
+    if structures:
         seen = Counter(" / ".join(names) for names in structures).most_common(30)
-        others = f"none of {len(all_titles)} segmentation objects is taken: {', '.join(all_titles[:10])}"
-        raise DualCLError(
-            f"No structure is named like the label {', '.join(missing)}. "
-            + (
-                f"There are: {', '.join(name for name, _ in seen)}."
-                if seen
-                else f"By --structure-set {others}."
-                if all_titles
-                else "There is no RTSTRUCT or DICOM-SEG."
-            )
-        )
+        there = f"There are: {', '.join(name for name, _ in seen)}."
+    elif all_titles:
+        titles = ", ".join(all_titles[:10])
+        there = f"By --structure-set none of {len(all_titles)} segmentation objects is taken: {titles}."
+    else:
+        there = "There is no RTSTRUCT or DICOM-SEG."
+    raise DualCLError(f"No structure is named like the label {', '.join(missing)}. {there}")
 
 
 def _owned(
