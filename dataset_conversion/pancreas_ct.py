@@ -41,12 +41,11 @@ _EVEN = 0.01
 """Distances between slices may differ by this share."""
 
 _PANCREAS_HU = (-50, 200)
-"""The pancreas with contrast: 99 % of its voxels in FLARE 2022 lie between -41 and 159 HU."""
+"""Soft tissue with contrast, with room on both sides."""
 _LEAST_SHARE = 0.8
 """Of a label's voxels in that range, for a label that fits its scan."""
 _CLEARLY = 0.1
-"""A turn that fits by this much better than the stored order is suspected. Tried on 320 masks of four organs of the
-neck (OpenKBP): right as they were, 1 was suspected; turned in y, 25 to 71 % by organ; in z, 80 % and more."""
+"""A turn that fits by this much better than the stored order is suspected; not every turned label does."""
 TURNS: dict[str, tuple[int, ...]] = {"none": (), "y": (1,), "z": (0,), "yz": (0, 1)}
 """Ways of turning a label over -> axes (z, y, x)."""
 _ABOUT = {
