@@ -268,7 +268,8 @@ def test_pretrained_stock_weights_fill_encoder_and_decoder_a(
 def test_a_compiled_network_takes_the_same_step(toy: Any, configure: Any, option: dict[str, bool]) -> None:
     results = []
     for compiled in (False, True):
-        configure(**SHORT, **option)
+        # rounding moves a voxel at the quantile over or under it: of 64 voxels one counts, of 4,096 it does not
+        configure(**{**SHORT, **option, "contrastive_samples": 4096})
         trainer = start(toy)
         if compiled:  # the graph that torch.compile captures, without the code generator that a GPU would use
             torch._dynamo.reset()
