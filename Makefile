@@ -28,7 +28,8 @@ test-lowest:
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --python-version 3.10
+	$(VENV)/bin/mypy --python-version 3.13
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest demo_output build *.egg-info

@@ -49,14 +49,11 @@ def batch(arguments: argparse.Namespace) -> dict[str, Any]:
         for level in range(len(arguments.features) - 1)
     ]
     half = [torch.randn(BATCH, 1, *arguments.patch, generator=generator) for _ in range(2)]
-    axes = [(2 * torch.arange(size) + 1) / size - 1 for size in arguments.patch]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).expand(BATCH, -1, -1, -1, -1)
     keys = [f"case_{index}" for index in range(BATCH)]
     return {
         "data": half[0].to(arguments.device),
         "unlabeled_data": half[1].to(arguments.device),
         "unlabeled_weak": half[1].to(arguments.device),
-        "unlabeled_places": places.to(arguments.device),
         "target": [level.short().to(arguments.device) for level in levels],
         "keys": keys,
         "unlabeled_keys": keys,

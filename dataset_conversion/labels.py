@@ -18,7 +18,7 @@ def whole_numbers(label: sitk.Image) -> np.ndarray:
     """
     array = np.asarray(sitk.GetArrayViewFromImage(label))
     if np.issubdtype(array.dtype, np.integer) and array.dtype.itemsize <= 4:
-        return array.copy()
+        return np.array(array)
     whole = np.empty(array.shape, np.int32)
     odd: list[np.ndarray] = []
     for index, plane in enumerate(array):  # one at a time: no second volume of floating point numbers

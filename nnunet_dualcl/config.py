@@ -39,7 +39,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "second_decoder": False,
             "pseudo_label_weight": 1.0,
             "pseudo_label_loss": "ce",  # with Dice on its own labels and nothing else it confirms its errors
-            "teacher_view": "weak",
             "mixing": "none",
         },
         "cps": {
@@ -105,10 +104,8 @@ class DualCLConfig:
     """Soft Dice and cross-entropy as in nnU-Net's own loss, or cross-entropy alone."""
     teacher_decay: float = 0.99
     """Share of its old weights that the teacher keeps at each step (Mean Teacher, arXiv 1703.01780)."""
-    teacher_view: Literal["plain", "weak", "same"] = "plain"
-    """The teacher sees unlabeled patches without augmentation, its labels follow the rotation, scaling and mirroring of
-    the decoders' view (voxels that it did not see stay without); or without intensity augmentation alone; or exactly as
-    the decoders see them."""
+    teacher_view: Literal["weak", "same"] = "weak"
+    """The teacher sees unlabeled patches without intensity augmentation, or exactly as the decoders see them."""
     mixing: Literal["copy_paste", "none"] = "copy_paste"
     """Whether labeled and unlabeled patches exchange a cuboid (BCP, arXiv 2305.00673); needs the teacher."""
     mixing_fraction: float = 0.67

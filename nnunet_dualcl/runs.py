@@ -81,7 +81,7 @@ def predict(
     Several ``folds`` are averaged, as nnU-Net does it.
     """
     target.mkdir(parents=True, exist_ok=True)
-    predictor(model_folder, folds, device).predict_from_files_sequential(str(images), str(target), overwrite=False)
+    _predictor(model_folder, folds, device).predict_from_files_sequential(str(images), str(target), overwrite=False)
 
 
 def predict_cases(
@@ -95,19 +95,18 @@ def predict_cases(
 ) -> None:
     """As :func:`predict`, for cases given by name with their image files, one a channel."""
     target.mkdir(parents=True, exist_ok=True)
-    predictor(model_folder, folds, device).predict_from_files_sequential(
+    _predictor(model_folder, folds, device).predict_from_files_sequential(
         [[str(path) for path in files] for files in cases.values()],
         [str(target / f"{case}{file_ending}") for case in cases],
         overwrite=False,
     )
 
 
-def predictor(model_folder: Path, folds: Sequence[int], device: str) -> nnUNetPredictor:
-    """nnU-Net's predictor with a model in it, ours or a stock one."""
-    loaded = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+def _predictor(model_folder: Path, folds: Sequence[int], device: str) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
-        loaded.initialize_from_trained_model_folder(str(model_folder), tuple(folds))
-    return loaded
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds))
+    return predictor
 
 
 def dice_per_case(predictions: Path, references: Path, dataset_json: Mapping[str, Any]) -> dict[str, dict[int, float]]:

@@ -252,6 +252,19 @@ def test_costs_stand_in_the_result_files() -> None:
     assert f"| **{wall:.2f}** | **{processor:.2f}** |" in page
 
 
+def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
+    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    stored = json.loads(read("benchmarks/results/teacher_view.json"))["rows"]
+    moved = [row for row in stored if row["rotated_and_scaled"]]
+    assert len(moved) == 4
+    for row in moved:
+        if row["teacher_view"] == "weak":
+            assert f"Dice on unlabeled cases is {row['dice_augmented']:.2f}, where labels" in page
+            assert f"moved voxels have {row['dice_carried_over']:.2f}" in page
+    trained = [row["dice_augmented"] for row in moved if row["teacher_view"] == "plain"]
+    assert f"remain at {sum(trained) / len(trained):.2f} on moved patches" in page
+
+
 def test_the_cost_of_a_structure_set_is_the_stored_run() -> None:
     stored = json.loads(read("benchmarks/results/rtstruct_cost.json"))
     section = read("docs/benchmarks.md").split("## What converting a DICOM structure set costs")[1].split("\n## ")[0]

@@ -42,7 +42,7 @@ ARMS: Mapping[str, Arm] = {
     "mean_teacher_mixing": Arm(
         "Mean Teacher with copy-paste",
         "MeanTeacherTrainer",
-        {**PRESETS["mean_teacher"], "mixing": "copy_paste", "pseudo_label_loss": "dice_ce", "teacher_view": "plain"},
+        {**PRESETS["mean_teacher"], "mixing": "copy_paste", "pseudo_label_loss": "dice_ce"},
     ),
     "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
     "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
@@ -58,9 +58,6 @@ ARMS: Mapping[str, Arm] = {
     "dualcl_minus_contrastive": Arm("DualCL without L_c", config={"contrastive_weight": 0.0}),
     "dualcl_minus_pseudo_labels": Arm("DualCL without L_u", config={"pseudo_label_weight": 0.0}),
     "dualcl_minus_mixing": Arm("DualCL without copy-paste", config={"mixing": "none"}),
-    "dualcl_minus_plain_view": Arm(
-        "DualCL, teacher sees rotated and scaled patches", config={"teacher_view": "weak"}
-    ),
     "dualcl_minus_teacher": Arm(
         "DualCL without the teacher", config={"pseudo_label_source": "winner", "mixing": "none"}
     ),

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_dualcl.data.random_stream import RandomStream
-from nnunet_dualcl.data.two_views import PlainView, TwoViews
+from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 
 
 def build_unlabeled_loader(
-    labeled: nnUNetDataLoader,
-    cases: UnlabeledDataset,
-    batch_size: int,
-    label_manager: Any,
-    *,
-    teacher_view: Literal["plain", "weak", "same"],
+    labeled: nnUNetDataLoader, cases: UnlabeledDataset, batch_size: int, label_manager: Any, *, two_views: bool
 ) -> Any:
     """nnU-Net's loader over unlabeled cases: patch size and augmentation of ``labeled``, uniform placement.
 
-    With a view of the teacher's own, images have more channels, see :class:`PlainView` and :class:`TwoViews`.
+    With ``two_views`` its images have twice the channels, see :class:`TwoViews`.
     """
     dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
-    transforms = labeled.transforms
-    if teacher_view == "plain":
-        transforms = PlainView(transforms, labeled.final_patch_size[dimensions])
-    elif teacher_view == "weak":
-        transforms = TwoViews(transforms)
     loader = nnUNetDataLoader(
         cases,
         batch_size,
@@ -39,7 +29,7 @@ def build_unlabeled_loader(
         labeled.final_patch_size[dimensions],
         label_manager,
         oversample_foreground_percent=0.0,
-        transforms=transforms,
+        transforms=TwoViews(labeled.transforms) if two_views else labeled.transforms,
     )
     loader.has_ignore = False  # with an ignore label nnU-Net would look for annotated voxels; here are none
     return loader
@@ -48,8 +38,7 @@ def build_unlabeled_loader(
 class PairedLoader:
     """Endless batches: stock's ``data``, ``target``, ``keys``, and ``unlabeled_data``, ``unlabeled_keys``.
 
-    Where the unlabeled loader makes two views, ``unlabeled_data`` is the strong and ``unlabeled_weak`` the weak one; of
-    a plain view there is ``unlabeled_places`` (B, d, *) as well, where the voxels of the strong one lie in it.
+    Where the unlabeled loader makes two views, ``unlabeled_data`` is the strong and ``unlabeled_weak`` the weak one.
     One object makes both halves, so any augmenter spreads its workers over them in exactly the right proportion.
     """
 
@@ -69,10 +58,7 @@ class PairedLoader:
         if unlabeled["data"].shape[1] == channels:
             batch["unlabeled_data"] = unlabeled["data"]
         else:
-            views, places = unlabeled["data"].tensor_split((2 * channels,), dim=1)
-            batch["unlabeled_weak"], batch["unlabeled_data"] = views.split(channels, dim=1)
-            if places.shape[1] > 0:
-                batch["unlabeled_places"] = places
+            batch["unlabeled_weak"], batch["unlabeled_data"] = unlabeled["data"].split(channels, dim=1)
         batch["unlabeled_keys"] = unlabeled["keys"]
         return batch
 

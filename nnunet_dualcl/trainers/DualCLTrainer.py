@@ -35,7 +35,7 @@ from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.preflight import check_split, check_supported
 from nnunet_dualcl.training.problems import Problems
-from nnunet_dualcl.training.pseudo_labels import PseudoLabels, carried_over
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
 _JUDGE_EVERY = 25
@@ -156,9 +156,9 @@ class DualCLTrainer(nnUNetTrainer):
         loader = train.data_loader
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
-            view = self.config.teacher_view if self.config.uses_teacher else "same"
+            two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
             unlabeled = build_unlabeled_loader(
-                loader, cases, unlabeled_batch_size, self.label_manager, teacher_view=view
+                loader, cases, unlabeled_batch_size, self.label_manager, two_views=two_views
             )
             loader = PairedLoader(loader, unlabeled)
         workers = get_allowed_n_proc_DA()
@@ -295,9 +295,7 @@ class DualCLTrainer(nnUNetTrainer):
             return labeled, None
         weak = batch.get("unlabeled_weak")
         weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
-        places = batch.get("unlabeled_places")
-        places = None if places is None else places.to(self.device, non_blocking=True)
-        taught = self._teacher_labels(weak, places)
+        taught = self._teacher_labels(weak)
         if self.config.mixing == "copy_paste":
             unlabeled, taught = copy_paste(
                 unlabeled,
@@ -320,17 +318,15 @@ class DualCLTrainer(nnUNetTrainer):
         taught = self.loss.taught_labeled
         return PseudoLabels(torch.where(known, truth, taught.labels), known | taught.reliable)
 
-    def _teacher_labels(self, images: torch.Tensor, places: torch.Tensor | None = None) -> PseudoLabels:
+    def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
         """What the teacher says of (B, channels, *) images, (B, P, *), and where it is sure; methods differ here."""
-        labels: PseudoLabels = self.loss.pseudo_labels(self._teacher_logits(images, places))
+        labels: PseudoLabels = self.loss.pseudo_labels(self._teacher_logits(images))
         return labels
 
-    def _teacher_logits(self, images: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-        """(B, heads, *), with ``places`` (B, d, *) for the voxels that lie there in the images."""
+    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
         with self._autocast():
-            logits = self.teacher.logits(images)
-        return logits if places is None else carried_over(logits, places)
+            return self.teacher.logits(images)
 
     def _stop_if_not_finite(self, loss: np.ndarray, batch: dict[str, Any]) -> None:
         if np.isfinite(loss):

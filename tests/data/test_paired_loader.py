@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_dualcl.data.paired_loader import augment
-from nnunet_dualcl.data.two_views import OUTSIDE, PlainView, TwoViews
+from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
@@ -32,26 +32,20 @@ def test_unlabeled_dataset_adds_empty_class_locations(toy: Any, configure: Any) 
     assert set(np.unique(mask[:])) <= {-1, 0}  # the image's nonzero part, never a class
 
 
-@pytest.mark.parametrize("view", ["plain", "weak"])
 @pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (6, 12, 16)), ("2d", (12, 16))])
 def test_unlabeled_patches_are_augmented_and_placed_uniformly(
-    toy: Any, configure: Any, configuration: str, patch: tuple[int, ...], view: str
+    toy: Any, configure: Any, configuration: str, patch: tuple[int, ...]
 ) -> None:
-    loader = start(toy, configure, configuration, teacher_view=view).dataloader_train.data_loader
+    loader = start(toy, configure, configuration).dataloader_train.data_loader
     assert loader.unlabeled.oversample_foreground_percent == 0
-    assert isinstance(loader.unlabeled.transforms, {"plain": PlainView, "weak": TwoViews}[view])
+    assert isinstance(loader.unlabeled.transforms, TwoViews)
     assert loader.unlabeled.transforms.transforms is loader.labeled.transforms.transforms
     assert np.array_equal(loader.unlabeled.patch_size, loader.labeled.patch_size)
     batch = next(loader)
-    for name in ("unlabeled_data", "unlabeled_weak"):
-        assert batch[name].shape == (2, 2, *patch)
-        assert torch.isfinite(batch[name]).all()
-    names = {"data", "target", "keys", "unlabeled_data", "unlabeled_weak", "unlabeled_keys"}
-    assert set(batch) == (names | {"unlabeled_places"} if view == "plain" else names)
-    if view == "plain":
-        places = batch["unlabeled_places"]
-        assert places.shape == (2, len(patch), *patch)
-        assert ((places.abs() < 1) | (places == OUTSIDE)).all()
+    for view in ("unlabeled_data", "unlabeled_weak"):
+        assert batch[view].shape == (2, 2, *patch)
+        assert torch.isfinite(batch[view]).all()
+    assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_weak", "unlabeled_keys"}
 
 
 def test_one_view_where_nobody_needs_two(toy: Any, configure: Any) -> None:

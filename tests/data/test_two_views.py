@@ -10,20 +10,15 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.cropping import center_crop
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.data.random_stream import seed_global_streams
-from nnunet_dualcl.data.two_views import OUTSIDE, PlainView, TwoViews, is_photometric
-from nnunet_dualcl.training.pseudo_labels import carried_over
+from nnunet_dualcl.data.two_views import TwoViews, is_photometric
 
 PATCH = (10, 20, 30)
 MASKED, UNMASKED = 0, 1  # channels with and without use_mask_for_norm
 SEEDS = range(6)
-KINDS = pytest.mark.parametrize(
-    ("patch", "dummy_2d"), [(PATCH, False), (PATCH, True), ((20, 30), False)], ids=["3d", "dummy_2d", "2d"]
-)
 
 
 def nnunets(patch: tuple[int, ...] = PATCH, *, mask: Any = (True, False), dummy_2d: bool = False) -> ComposeTransforms:
@@ -90,7 +85,9 @@ def test_nnunets_intensity_transforms_are_told_apart() -> None:
     assert is_photometric(GaussianNoiseTransform())
 
 
-@KINDS
+@pytest.mark.parametrize(
+    ("patch", "dummy_2d"), [(PATCH, False), (PATCH, True), ((20, 30), False)], ids=["3d", "dummy_2d", "2d"]
+)
 def test_strong_view_is_stocks_image_and_weak_view_its_geometry(patch: tuple[int, ...], dummy_2d: bool) -> None:
     transforms = nnunets(patch, dummy_2d=dummy_2d)
     for seed in SEEDS:
@@ -109,13 +106,12 @@ def test_strong_view_is_stocks_image_and_weak_view_its_geometry(patch: tuple[int
 def test_as_many_random_numbers_as_stock() -> None:
     transforms = nnunets()
     states = []
-    for transform in (transforms, TwoViews(transforms), PlainView(transforms, PATCH)):
+    for transform in (transforms, TwoViews(transforms)):
         apply(transform, scan())
         states.append((torch.get_rng_state(), np.random.get_state()[1:3]))  # type: ignore[index]
-    for torchs, numpys in states[1:]:
-        assert torch.equal(torchs, states[0][0])
-        assert np.array_equal(numpys[0], states[0][1][0])
-        assert numpys[1] == states[0][1][1]
+    assert torch.equal(states[0][0], states[1][0])
+    assert np.array_equal(states[0][1][0], states[1][1][0])
+    assert states[0][1][1] == states[1][1][1]
 
 
 def test_transforms_that_stock_skips_are_skipped() -> None:
@@ -176,93 +172,3 @@ def test_the_input_is_left_as_it_is() -> None:
         seed_global_streams(0)
         TwoViews(transforms)(**patch_of)
         assert all(torch.equal(patch_of[name], before[name]) for name in before)
-
-
-# ---- the plain view
-
-
-def plain_of(
-    transforms: ComposeTransforms, sample: dict[str, torch.Tensor], patch: tuple[int, ...], seed: int = 0
-) -> tuple[torch.Tensor, ...]:
-    """Plain view, augmented view, places."""
-    image = apply(PlainView(transforms, patch), sample, seed)["image"]
-    assert image.shape == (4 + len(patch), *patch)
-    plain, augmented, places = image.split((2, 2, len(patch)))
-    return plain, augmented, places
-
-
-@KINDS
-def test_augmented_view_is_stocks_and_plain_view_the_middle_of_the_scan(patch: tuple[int, ...], dummy_2d: bool) -> None:
-    transforms = nnunets(patch, mask=(False, False), dummy_2d=dummy_2d)
-    for seed in SEEDS:
-        sample = scan(seed, patch, dummy_2d=dummy_2d)
-        stock, ours = apply(transforms, sample, seed), apply(PlainView(transforms, patch), sample, seed)
-        plain, augmented, _ = plain_of(transforms, sample, patch, seed)
-        assert torch.equal(augmented, stock["image"])
-        assert torch.equal(plain, center_crop(sample["image"], patch))
-        for level, expected in zip(ours["segmentation"], stock["segmentation"], strict=True):
-            assert torch.equal(level, expected)
-        assert set(ours) == set(stock)
-
-
-@KINDS
-def test_places_lead_back_to_the_plain_view(patch: tuple[int, ...], dummy_2d: bool) -> None:
-    """An image of its own voxel coordinates comes out rotated, scaled and mirrored: the places say the same."""
-    transforms = geometric(nnunets(patch, mask=(False, False), dummy_2d=dummy_2d))
-    sample = scan(0, patch, dummy_2d=dummy_2d)
-    shape = sample["image"].shape[1:]
-    borders = [(size - inner) // 2 for size, inner in zip(shape, patch, strict=True)]
-    index = torch.stack(
-        torch.meshgrid(
-            *(torch.arange(size) - border for size, border in zip(shape, borders, strict=True)), indexing="ij"
-        )
-    ).float()
-    shares = []
-    for seed in SEEDS:
-        for axis, size in enumerate(patch):
-            sample["image"] = torch.stack((index[axis], torch.ones(shape)))
-            plain, moved, places = plain_of(transforms, sample, patch, seed)
-            assert torch.equal(plain[0], center_crop(index[axis : axis + 1], patch)[0])
-            seen = (places != OUTSIDE).all(0)
-            said = ((places[len(patch) - 1 - axis] + 1) * size - 1) / 2  # voxels; grid_sample's axes are reversed
-            torch.testing.assert_close(said[seen], moved[0][seen], atol=1e-3, rtol=0)
-            assert (moved[1][seen] > 0.999).all()
-            # whatever lies inside of the plain view is seen
-            whole = moved[1] > 0.999
-            lies = whole & (moved[0] > 0) & (moved[0] < size - 1)
-            shares.append((seen[lies].float().mean().item(), seen.float().mean().item()))
-    assert min(share for _, share in shares) < 1  # not everything: some transforms zoom out
-    assert np.mean([share for share, _ in shares]) > 0.6
-
-
-@KINDS
-def test_without_rotation_and_scaling_everything_is_seen_where_it_was(patch: tuple[int, ...], dummy_2d: bool) -> None:
-    transforms = geometric(nnunets(patch, mask=(False, False), dummy_2d=dummy_2d))
-    for transform in transforms.transforms:
-        if isinstance(transform, SpatialTransform):
-            transform.p_rotation = transform.p_scaling = 0
-    for seed in SEEDS:
-        plain, moved, places = plain_of(transforms, scan(seed, patch, dummy_2d=dummy_2d), patch, seed)
-        carried = carried_over(plain[None], places[None])[0]
-        torch.testing.assert_close(carried, moved, atol=1e-5, rtol=1e-5)
-
-
-def test_the_plain_view_is_masked_as_the_scan_is() -> None:
-    transforms = nnunets()
-    sample = scan()
-    plain, augmented, _ = plain_of(transforms, sample, PATCH)
-    outside = center_crop(sample["segmentation"], PATCH)[0] < 0
-    assert 0.2 < outside.float().mean() < 0.9
-    assert (plain[MASKED][outside] == 0).all()
-    assert torch.equal(plain[MASKED][~outside], center_crop(sample["image"], PATCH)[MASKED][~outside])
-    assert torch.equal(plain[UNMASKED], center_crop(sample["image"], PATCH)[UNMASKED])
-    assert torch.equal(augmented, apply(transforms, sample)["image"])
-
-
-def test_one_object_gives_the_same_again() -> None:
-    """Its coordinates are kept between patches, of several sizes, and nothing may write to them."""
-    view = PlainView(nnunets(), PATCH)
-    samples = [scan(), {name: tensor[:, 2:-2, 2:-2, 2:-2] for name, tensor in scan().items()}] * 2
-    first, small, again, small_again = [apply(view, sample)["image"] for sample in samples]
-    assert torch.equal(first, again)
-    assert torch.equal(small, small_again)

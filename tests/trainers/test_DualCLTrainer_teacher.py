@@ -17,7 +17,6 @@ from nnunet_dualcl.data.two_views import is_photometric
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.networks import PREFIX_B
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
-from nnunet_dualcl.training.pseudo_labels import carried_over
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
 MEAN_TEACHER = {"second_decoder": False, "verification_weight": 0.0, "contrastive_weight": 0.0}
@@ -81,7 +80,7 @@ def test_the_teacher_is_the_moving_average_of_recorded_weights(toy: Any, configu
 
 
 def test_teacher_and_network_see_the_same_patches(toy: Any, configure: Any) -> None:
-    configure(**SHORT, mixing="none", teacher_view="weak")
+    configure(**SHORT, mixing="none")
     trainer = start(toy)
     without_intensity_transforms(trainer)
     seen = Seen(trainer)
@@ -95,7 +94,7 @@ def test_teacher_and_network_see_the_same_patches(toy: Any, configure: Any) -> N
 
 
 def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: Any) -> None:
-    configure(**SHORT, teacher_view="weak")
+    configure(**SHORT)
     trainer = start(toy)
     without_intensity_transforms(trainer)
     seen = Seen(trainer)
@@ -122,46 +121,6 @@ def test_the_network_sees_other_intensities_than_the_teacher(toy: Any, configure
     assert not torch.equal(batch["unlabeled_data"], batch["unlabeled_weak"])
 
 
-def always_rotated(trainer: Any) -> None:
-    spatial = next(
-        t for t in trainer.dataloader_train.data_loader.labeled.transforms.transforms if "rotation" in vars(t)
-    )
-    spatial.p_rotation = spatial.p_scaling = 1
-
-
-@pytest.mark.parametrize("mixing", ["none", "copy_paste"])
-def test_labels_of_the_plain_view_follow_the_networks_view(toy: Any, configure: Any, mixing: str) -> None:
-    """A teacher that names the voxels of its own view: the network is taught the voxels that it is shown."""
-    configure(**SHORT, mixing=mixing, unreliable_fraction_start=0.0)
-    trainer = start(toy)
-    always_rotated(trainer)
-    threshold = 0.2
-    trainer.teacher.logits = lambda images: torch.stack(
-        (torch.full_like(images[:, 0], -9), images[:, 0] - threshold, threshold - images[:, 0]), 1
-    )
-    shares = []
-    for _ in range(2):
-        trainer._iteration = 1  # no look at labeled patches
-        batch = next(trainer.dataloader_train)
-        _, shown = trainer._halves(batch)
-        taught = trainer.loss.taught
-        said = taught.labels[:, 0]
-        unknown = said < 0
-        assert not taught.reliable[:, 0][unknown].any()
-        assert taught.reliable[:, 0][~unknown].all()
-        own = (shown == batch["unlabeled_data"]).all(1)
-        outside = (batch["unlabeled_places"].abs() > 1).any(1)
-        assert torch.equal(unknown[own], outside[own])
-        shares.append(unknown.float().mean().item())
-        # interpolating logits that are linear in the image is interpolating the image
-        expected = carried_over(batch["unlabeled_weak"], batch["unlabeled_places"])[:, 0]
-        clear = own & ~outside & ((expected - threshold).abs() > 1e-4)
-        assert clear.float().mean() > 0.05
-        assert torch.equal(said[clear] == 1, expected[clear] > threshold)
-    assert 0 < max(shares) < 0.9
-    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
-
-
 def test_the_same_view_for_both_on_demand(toy: Any, configure: Any) -> None:
     configure(**SHORT, mixing="none", teacher_view="same")
     trainer = start(toy)
@@ -172,7 +131,7 @@ def test_the_same_view_for_both_on_demand(toy: Any, configure: Any) -> None:
 
 
 def test_the_weak_view_keeps_the_scans_intensities(toy: Any, configure: Any) -> None:
-    configure(**SHORT, teacher_view="weak")
+    configure(**SHORT)
     loader = start(toy).dataloader_train.data_loader.unlabeled
     spatial = loader.transforms.transforms[0]
     spatial.p_rotation = spatial.p_scaling = 0  # interpolation would make new values

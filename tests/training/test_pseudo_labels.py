@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dualcl.training.problems import UNKNOWN
-from nnunet_dualcl.training.pseudo_labels import PseudoLabels, carried_over, most_probable, pseudo_labels_of
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 
 SHAPE = (2, 4, 5, 6, 7)  # (B, C, *)
 WHOLE = {"unreliable_fraction": 0.2, "per_class": False}
@@ -97,54 +96,3 @@ def test_no_gradient_and_logits_left_as_they_are() -> None:
     assert isinstance(found, PseudoLabels)
     assert not any(part.requires_grad for part in found)
     assert torch.equal(logits, draw())
-
-
-@pytest.mark.parametrize("per_class", [False, True])
-def test_where_nothing_was_said_nothing_is_known_and_nothing_counts(per_class: bool) -> None:
-    logits = draw()
-    silent = torch.zeros(2, 5, 6, 7, dtype=torch.bool)
-    silent[0, :2], silent[1, 4] = True, True
-    labels, reliable = pseudo_labels_of(
-        logits.masked_fill(silent.unsqueeze(1), torch.nan), unreliable_fraction=0.2, per_class=per_class
-    )
-    assert (labels[silent] == UNKNOWN).all()
-    assert not reliable[silent].any()
-    assert torch.equal(labels[~silent], logits.argmax(1)[~silent])
-    # the quantile is that of the other voxels alone
-    classes = np.where(silent, -1, logits.numpy().argmax(1))
-    groups = [classes == k for k in range(SHAPE[1])] if per_class else [classes >= 0]
-    expected = np.any([surest(entropy_of(logits), members, 0.2) for members in groups], axis=0)
-    assert np.array_equal(reliable.numpy(), expected)
-    assert not pseudo_labels_of(logits * torch.nan, unreliable_fraction=0.0, per_class=per_class).reliable.any()
-    assert (most_probable(logits * torch.nan) == UNKNOWN).all()
-
-
-def places(shape: tuple[int, ...]) -> torch.Tensor:
-    """(d, *) where each voxel of a patch lies in it."""
-    axes = [(2 * torch.arange(size) + 1) / size - 1 for size in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(4, 5, 6), (5, 6)])
-def test_logits_are_carried_over_voxel_by_voxel(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    logits = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    here = places(shape)
-    mirrored, turned = here.flip(1), here.clone()
-    turned[0] = -turned[0]  # the last axis
-    turned[:, -1] = 2.0  # outside
-    carried = carried_over(logits, torch.stack((mirrored, turned)))
-    assert carried.dtype == dtype
-    torch.testing.assert_close(carried[0], logits[0].flip(1))
-    torch.testing.assert_close(carried[1][:, :-1], logits[1].flip(-1)[:, :-1])
-    assert carried[1][:, -1].isnan().all()
-
-
-def test_between_voxels_logits_are_interpolated_and_at_the_edge_continued() -> None:
-    logits = torch.tensor([[[[1.0, 3.0, 7.0]]]])  # (1, 1, 1, 3)
-    last = torch.tensor([-2 / 3, -1 / 3, 0.9, 1.1]).reshape(1, 1, 1, 4)
-    carried = carried_over(logits.expand(1, 1, 1, 3), torch.cat((last, torch.zeros_like(last)), 1)[..., :3])
-    assert carried.flatten().tolist() == pytest.approx([1.0, 2.0, 7.0])
-    beyond = torch.cat((last, torch.zeros_like(last)), 1)[..., 1:]
-    assert carried_over(logits, beyond).flatten()[:2].tolist() == pytest.approx([2.0, 7.0])
-    assert carried_over(logits, beyond).flatten()[2].isnan()
