@@ -20,9 +20,10 @@ test: install
 	$(VENV)/bin/python -m pytest
 
 # The lowest releases of what we depend on; tests of the benchmarks need newer ones.
+LOWEST ?= .ci/lowest.txt .ci/lowest_torch.txt
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/pip install --quiet -c .ci/lowest.txt -e . "pytest>=8,<10" "highdicom>=0.27,<1"
+	$(VENV)-lowest/bin/pip install --quiet $(addprefix -c ,$(LOWEST)) -e . "pytest>=8,<10" "highdicom>=0.27,<1"
 	$(VENV)-lowest/bin/python -m pytest $(addprefix tests/,data dataset_conversion export losses networks preprocessing trainers training)
 
 lint: install

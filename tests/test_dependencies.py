@@ -15,7 +15,8 @@ def test_the_lowest_releases_that_are_tried_are_those_promised() -> None:
         match = re.match(r"([\w-]+).*?>=([\d.]+)", requirement)
         if match and "extra ==" not in requirement and match[1] != "nnunetv2":  # of which there is one release
             promised[match[1].lower()] = match[2]
-    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    files = sorted((ROOT / ".ci").glob("lowest*.txt"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     tried = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     tried.pop("torchvision")  # goes with torch
     # 1.26 stands for 1.26.0
