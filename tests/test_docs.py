@@ -252,6 +252,17 @@ def test_costs_stand_in_the_result_files() -> None:
     assert f"| **{wall:.2f}** | **{processor:.2f}** |" in page
 
 
+def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
+    tables = read("docs/benchmarks.md").split("<!-- results of hippocampus_cpu -->")[1].split("<!-- end")[0]
+    dice = {arm: float(value) for arm, value in re.findall(r"^\| ([^|]+) \| \d \| (0\.\d{4})", tables, re.M)}
+    text = re.sub(r"\s+", " ", README.read_text(encoding="utf-8"))
+    few, many = dice["stock nnU-Net"], dice["stock nnU-Net, all labels"]
+    assert (
+        f"mean Dice {dice['DualCL']:.3f}, stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f}"
+        in text
+    )
+
+
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
     page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
     stored = json.loads(read("benchmarks/results/teacher_view.json"))["rows"]
