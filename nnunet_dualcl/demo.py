@@ -72,12 +72,12 @@ def run_demo(folder: Path, config: DualCLConfig = CONFIG) -> Path:
             predictions[title] = folder / "predictions" / trainer
             predict(model, dataset / "imagesTs", predictions[title])
             steps.write(f"{title}: {time.monotonic() - started:.0f} s")
-        _step(steps, "exporting a stock model and predicting with it")
+        _step(steps, "exporting decoder A as a stock model and predicting with it")
         exported = folder / "exported_model"
         if not exported.exists():
             export_stock_model(model, exported)
         predictions["DualCL, exported"] = folder / "predictions" / "exported"
-        predict(exported, dataset / "imagesTs", predictions["DualCL, exported"], folds=None)
+        predict(exported, dataset / "imagesTs", predictions["DualCL, exported"])
         _step(steps, "comparing")
         table = _compare(folder, dataset, predictions)
         picture = _picture(folder, dataset, predictions)

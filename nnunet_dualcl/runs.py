@@ -19,9 +19,6 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
 from nnunet_dualcl.training.environment import variable
 
-_SAVES = 20
-"""Least number of checkpoints in a training, so that a stop of a short one does not cost all of it."""
-
 
 def train(
     dataset: str,
@@ -70,7 +67,6 @@ def train(
         )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
             setattr(trainer, name, getattr(config, name))
-        trainer.save_every = min(trainer.save_every, max(1, config.num_epochs // _SAVES))
         if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
             maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
             trainer.run_training()
@@ -78,11 +74,11 @@ def train(
 
 
 def predict(
-    model_folder: Path, images: Path, target: Path, *, folds: Sequence[int] | None = (0,), device: str = "cpu"
+    model_folder: Path, images: Path, target: Path, *, folds: Sequence[int] = (0,), device: str = "cpu"
 ) -> None:
     """Predict a folder of images with nnU-Net's predictor in this process; cases already there are kept.
 
-    Several ``folds`` are averaged, as nnU-Net does it; None means all there are.
+    Several ``folds`` are averaged, as nnU-Net does it.
     """
     target.mkdir(parents=True, exist_ok=True)
     _predictor(model_folder, folds, device).predict_from_files_sequential(str(images), str(target), overwrite=False)
@@ -94,7 +90,7 @@ def predict_cases(
     target: Path,
     file_ending: str,
     *,
-    folds: Sequence[int] | None = (0,),
+    folds: Sequence[int] = (0,),
     device: str = "cpu",
 ) -> None:
     """As :func:`predict`, for cases given by name with their image files, one a channel."""
@@ -106,10 +102,10 @@ def predict_cases(
     )
 
 
-def _predictor(model_folder: Path, folds: Sequence[int] | None, device: str) -> nnUNetPredictor:
+def _predictor(model_folder: Path, folds: Sequence[int], device: str) -> nnUNetPredictor:
     predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
-        predictor.initialize_from_trained_model_folder(str(model_folder), None if folds is None else tuple(folds))
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds))
     return predictor
 
 

@@ -16,7 +16,6 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     CONFIG_VARIABLE,
     EXT_TRAINER_VARIABLE,
-    PROVENANCE_FILE,
     SPLITS_FILE,
     dataset_name,
     required_folder,
@@ -233,8 +232,9 @@ def _export(arguments: argparse.Namespace) -> int:
     model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
     folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
     print(
-        f"{arguments.o}: a stock model with fold(s) {', '.join(folds)}; {PROVENANCE_FILE} says which decoder each is.\n"
-        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} -f {' '.join(folds)} -i ... -o ..."
+        f"{arguments.o}: {', '.join(folds)}. "
+        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ...\n"
+        "It is decoder A alone; the validation scores of the source are of the mean of both, unless prediction: a."
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Write a trained model as a plain ``nnUNetTrainer`` model that runs where this package was never installed."""
+"""Write decoder A as a plain ``nnUNetTrainer`` model that runs where this package was never installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
-from nnunet_dualcl.networks import check_layout, stock_weights
+from nnunet_dualcl.networks import PREFIX_B, check_layout
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 
@@ -27,12 +27,10 @@ def export_stock_model(
     folds: Sequence[int | str] | None = None,
     checkpoint_name: str = "checkpoint_final.pth",
 ) -> list[str]:
-    """Write each decoder of a trained model as a fold of a stock one; averaging folds is nnU-Net's own averaging.
+    """Copy a trained model folder, reduced to encoder and decoder A, under the stock trainer's name.
 
-    Decoder A of a fold keeps the fold's name. Decoder B, where validation and prediction averaged both and they share
-    an encoder, becomes a fold of its own, numbered after all others. The result has what nnU-Net's predictor reads and
-    ``dualcl_provenance.json`` with source, decoder, trainer, versions and configuration of each fold. The optimizer
-    state is left behind.
+    The result has what nnU-Net's predictor reads and ``dualcl_provenance.json`` with trainer, versions and
+    configuration of each fold. Weights are copied bit for bit. The optimizer state is left behind.
 
     Args:
         model_folder: ``nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION``.
@@ -41,7 +39,7 @@ def export_stock_model(
         checkpoint_name: file to read in each fold's folder; always written as ``checkpoint_final.pth``.
 
     Returns:
-        The exported folds, as nnU-Net's ``-f`` takes them: of decoder A first, then of decoder B.
+        Names of the exported fold folders.
 
     Raises:
         DualCLError: nothing to export, a checkpoint of another trainer, or ``target`` exists.
@@ -49,44 +47,39 @@ def export_stock_model(
     if target.exists():
         raise DualCLError(f"{target} exists. Export into a new folder, or move the old one away.")
     sources = trained_checkpoints(model_folder, folds, checkpoint_name)
-    number = max((int(fold) for fold in map(_fold_of, sources) if fold != "all"), default=-1)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
         folder = Path(partial) / "model"
-        exported: dict[str, list[str]] = {"A": [], "B": []}
-        described: dict[str, Any] = {}
-        for path in sources:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-            for decoder, stock in stock_checkpoints(checkpoint, path).items():
-                fold = _fold_of(path) if decoder == "A" else str(number := number + 1)
-                (folder / f"fold_{fold}").mkdir(parents=True)
-                torch.save(stock, folder / f"fold_{fold}" / "checkpoint_final.pth")
-                exported[decoder].append(fold)
-                described[f"fold_{fold}"] = {
-                    "source": path.parent.name,
-                    "decoder": decoder,
-                    "trainer": checkpoint["trainer_name"],
-                    "checkpoint": checkpoint_name,
-                    "epochs_trained": checkpoint["current_epoch"],
-                    "config": checkpoint["dualcl"]["config"],
-                }
-        for name in _MODEL_FILES:
-            if (model_folder / name).is_file():
-                shutil.copyfile(model_folder / name, folder / name)
-        provenance = {
+        provenance: dict[str, Any] = {
             "source": model_folder.name,
+            "decoder": "A",
             "nnunet_dualcl": __version__,
             "nnunetv2": getattr(nnunetv2, "__version__", None) or _version("nnunetv2"),
             "torch": torch.__version__,
-            "folds": described,
+            "folds": {},
         }
+        for path in sources:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+            stock = stock_checkpoint(checkpoint, path)
+            fold_folder = folder / path.parent.name
+            fold_folder.mkdir(parents=True)
+            torch.save(stock, fold_folder / "checkpoint_final.pth")
+            provenance["folds"][path.parent.name] = {
+                "trainer": checkpoint["trainer_name"],
+                "checkpoint": checkpoint_name,
+                "epochs_trained": checkpoint["current_epoch"],
+                "config": checkpoint["dualcl"]["config"],
+            }
+        for name in _MODEL_FILES:
+            if (model_folder / name).is_file():
+                shutil.copyfile(model_folder / name, folder / name)
         (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         folder.rename(target)
-    return [*exported["A"], *exported["B"]]
+    return [path.parent.name for path in sources]
 
 
-def stock_checkpoints(checkpoint: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """By decoder: the part of a checkpoint that nnU-Net's predictor reads, with the stock trainer's name."""
+def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The part of a checkpoint that nnU-Net's predictor reads, with stock weights and the stock trainer's name."""
     if "dualcl" not in checkpoint:
         raise DualCLError(
             f"{path} was written by {checkpoint.get('trainer_name')}, not by a trainer of this package; "
@@ -95,14 +88,11 @@ def stock_checkpoints(checkpoint: dict[str, Any], path: Path) -> dict[str, dict[
     weights = checkpoint["network_weights"]
     check_layout(weights, path)
     return {
-        decoder: {
-            "network_weights": stock,
-            "init_args": checkpoint["init_args"],
-            "trainer_name": STOCK_TRAINER,
-            "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
-            "current_epoch": checkpoint["current_epoch"],
-        }
-        for decoder, stock in stock_weights(weights).items()
+        "network_weights": {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)},
+        "init_args": checkpoint["init_args"],
+        "trainer_name": STOCK_TRAINER,
+        "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+        "current_epoch": checkpoint["current_epoch"],
     }
 
 
@@ -126,10 +116,6 @@ def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, c
         if not path.is_file():
             raise DualCLError(f"{path} does not exist. Train this fold to the end, or name another with -f or -chk.")
     return paths
-
-
-def _fold_of(checkpoint: Path) -> str:
-    return checkpoint.parent.name.removeprefix("fold_")
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks.interpolating_decoder import InterpolatingUpsample, build_interpolating_decoder
+from nnunet_dualcl.networks.interpolating_decoder import build_interpolating_decoder
 
 Prediction = Literal["mean", "a"]
 
@@ -32,8 +32,6 @@ class DualOutput(NamedTuple):
 PREFIX_B = "beside."
 """Beginning of the names, in a state dict, of whatever a stock network does not have."""
 
-_BRANCH_B = f"{PREFIX_B}seg_layers"
-
 
 def check_layout(weights: Mapping[str, Any], source: object) -> None:
     """Refuse a state dict whose branch B is not this version's.
@@ -46,26 +44,6 @@ def check_layout(weights: Mapping[str, Any], source: object) -> None:
             f"{source} holds the second decoder of an older version of this package, which upsampled in another way. "
             "Use that version to continue, predict with or export this training."
         )
-
-
-def stock_weights(weights: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    """State dicts of the stock networks that one of :class:`DualDecoderUNet` holds, by decoder.
-
-    ``A`` has its own tensors. ``B`` is there where prediction averages both decoders and they share an encoder; the
-    mean of the two networks' logits is then what the whole predicts.
-    """
-    stock = {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)}
-    prediction = weights[f"{_BRANCH_B}._extra_state"]["prediction"]
-    if prediction == "a" or any(name.startswith(f"{_BRANCH_B}.encoder.") for name in weights):
-        return {"A": stock}
-    other = dict(stock)
-    for name, value in weights.items():
-        if name.startswith(f"{_BRANCH_B}.decoder."):
-            name = name.removeprefix(f"{_BRANCH_B}.").replace(".pointwise.", ".")
-            if value.shape != stock[name].shape:
-                value = InterpolatingUpsample.as_transposed(value, stock[name].shape[2:])
-            other[name] = value
-    return {"A": stock, "B": other}
 
 
 class _BranchB(nn.Module):

@@ -13,7 +13,7 @@ from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 class DualCLTwoNetTrainer(DualCLTrainer):
     """As :class:`DualCLTrainer`, but decoder B reads from an encoder of its own: residual where nnU-Net's is plain.
 
-    Takes more time and memory than a shared encoder; the export is decoder A alone, in nnU-Net's own network.
+    Takes more time and memory than a shared encoder; the export is nnU-Net's own network, as before.
     """
 
     @staticmethod

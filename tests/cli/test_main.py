@@ -357,11 +357,11 @@ def test_export_finds_the_model_by_nnunets_names(
 
     def export(*arguments: Any, **options: Any) -> list[str]:
         calls.append((arguments, options))
-        return ["0", "1", "2", "3"]
+        return ["fold_0", "fold_1"]
 
     monkeypatch.setattr("nnunet_dualcl.export.export_stock_model", export)
     assert main(["export", "-d", "321", "-p", "myPlans", "-f", "0", "1", "-o", "stock"]) == 0
     model = folders / "nnUNet_results" / NAME / "DualCLTrainer__myPlans__3d_fullres"
     options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth"}
     assert calls == [((model, Path("stock")), options)]
-    assert "nnUNetv2_predict_from_modelfolder -m stock -f 0 1 2 3 " in capsys.readouterr().out
+    assert "nnUNetv2_predict_from_modelfolder -m stock" in capsys.readouterr().out

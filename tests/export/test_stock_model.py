@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 
-def trained(toy: Any) -> Path:
+@pytest.fixture
+def model(toy: Any, configure: Any) -> Path:
     """A model folder with an untrained checkpoint."""
+    configure(num_epochs=7, verification_weight=0.125)
     trainer = toy.trainer(DualCLTrainer)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = (0, 1)
@@ -26,53 +27,23 @@ def trained(toy: Any) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(toy: Any, configure: Any) -> Path:
-    configure(num_epochs=7, verification_weight=0.125)
-    return trained(toy)
+def load(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
 
 
-def load(folder: Path, fold: int = 0) -> dict[str, Any]:
-    return torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
-
-
-KEYS = {"network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch"}
-
-
-def test_each_decoder_becomes_a_fold_of_a_stock_model(toy: Any, model: Path, tmp_path: Path) -> None:
-    assert export_stock_model(model, tmp_path / "out") == ["0", "1"]
-    source = load(model)
-    for fold in (0, 1):
-        exported = load(tmp_path / "out", fold)
-        assert exported["trainer_name"] == "nnUNetTrainer"
-        assert exported["inference_allowed_mirroring_axes"] == (0, 1)
-        assert set(exported) == KEYS
-        stock = toy.trainer(nnUNetTrainer)
-        stock.initialize()
-        stock.network.load_state_dict(exported["network_weights"], strict=True)
-        for name, value in exported["network_weights"].items():
-            if fold == 0 or name.startswith(("encoder.", "decoder.encoder.")):
-                assert torch.equal(value, source["network_weights"][name])
-
-
-def test_folds_of_decoder_b_come_after_all_others(toy: Any, model: Path, tmp_path: Path) -> None:
-    for fold in (3, "all"):
-        shutil.copytree(model / "fold_0", model / f"fold_{fold}")
-    assert export_stock_model(model, tmp_path / "out") == ["0", "3", "all", "4", "5", "6"]
-    folds = json.loads((tmp_path / "out" / "dualcl_provenance.json").read_text())["folds"]
-    told = {name: (fold["source"], fold["decoder"]) for name, fold in folds.items()}
-    sources = ("fold_0", "fold_3", "fold_all")
-    assert told == {
-        **{source: (source, "A") for source in sources},
-        **{f"fold_{number}": (source, "B") for number, source in enumerate(sources, 4)},
-    }
-    assert export_stock_model(model, tmp_path / "one", folds=["all"]) == ["all", "0"]
-
-
-def test_decoder_a_alone_where_nothing_else_predicts(toy: Any, configure: Any, tmp_path: Path) -> None:
-    configure(prediction="a")
-    source = trained(toy)
-    assert export_stock_model(source, tmp_path / "out") == ["0"]
+def test_weights_are_stock_and_unchanged(toy: Any, model: Path, tmp_path: Path) -> None:
+    assert export_stock_model(model, tmp_path / "out") == ["fold_0"]
+    exported, source = load(tmp_path / "out"), load(model)
+    assert exported["trainer_name"] == "nnUNetTrainer"
+    assert exported["inference_allowed_mirroring_axes"] == (0, 1)
+    assert set(exported) == {
+        "network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch",
+    }  # fmt: skip
+    for name, value in exported["network_weights"].items():
+        assert torch.equal(value, source["network_weights"][name])
+    stock = toy.trainer(nnUNetTrainer)
+    stock.initialize()
+    stock.network.load_state_dict(exported["network_weights"], strict=True)
 
 
 def test_provenance_names_trainer_versions_and_configuration(model: Path, tmp_path: Path) -> None:
@@ -84,7 +55,7 @@ def test_provenance_names_trainer_versions_and_configuration(model: Path, tmp_pa
     assert fold["trainer"] == "DualCLTrainer"
     assert fold["config"]["verification_weight"] == 0.125
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "dataset.json", "dualcl_provenance.json", "fold_0", "fold_1", "plans.json",
+        "dataset.json", "dualcl_provenance.json", "fold_0", "plans.json",
     ]  # fmt: skip
 
 

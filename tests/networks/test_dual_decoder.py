@@ -10,7 +10,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput, stock_weights
+from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput
 
 CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
 SHAPE = {2: (12, 16), 3: (6, 12, 16)}
@@ -104,23 +104,6 @@ def test_prediction_choice_travels_in_the_state_dict(architecture: Any) -> None:
     network.prediction = "a"
     other.load_state_dict(network.state_dict())
     assert other.prediction == "a"
-
-
-@pytest.mark.parametrize(("dimension", "residual"), CASES)
-def test_two_stock_networks_predict_what_the_whole_does(architecture: Any, dimension: int, residual: bool) -> None:
-    network, stock = build(architecture, dimension, residual, deep_supervision=False)
-    with torch.no_grad():
-        for parameter in network.parameters():  # biases and norms begin as zeros and ones
-            parameter.add_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.1)
-    x = patch(dimension)
-    whole = network.train()(x)
-    weights = stock_weights(network.state_dict())
-    assert list(weights) == ["A", "B"]
-    for decoder, expected in zip("AB", (whole.logits_a, whole.logits_b), strict=True):
-        stock.load_state_dict(weights[decoder], strict=True)
-        torch.testing.assert_close(stock.eval()(x), expected)
-    network.prediction = "a"
-    assert list(stock_weights(network.state_dict())) == ["A"]
 
 
 def test_second_decoder_off_trains_as_stock(architecture: Any) -> None:
