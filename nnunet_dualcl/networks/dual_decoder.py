@@ -34,15 +34,15 @@ PREFIX_B = "beside."
 
 
 def check_layout(weights: Mapping[str, Any], source: object) -> None:
-    """Refuse a state dict whose branch B is not this version's.
+    """Refuse a state dict without branch B where this version looks for it.
 
     Raises:
         DualCLError: naming ``source``.
     """
-    if not any(name.startswith(PREFIX_B) and ".pointwise." in name for name in weights):
+    if not any(name.startswith(PREFIX_B) for name in weights):
         raise DualCLError(
-            f"{source} holds the second decoder of an older version of this package, which upsampled in another way. "
-            "Use that version to continue, predict with or export this training."
+            f"{source} names the weights of the second decoder as an older version of this package did. Use that "
+            "version to continue, predict with or export this training."
         )
 
 
