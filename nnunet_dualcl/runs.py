@@ -19,6 +19,9 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
 from nnunet_dualcl.training.environment import variable
 
+_SAVES = 20
+"""Least number of checkpoints in a training, so that a stop of a short one does not cost all of it."""
+
 
 def train(
     dataset: str,
@@ -67,6 +70,7 @@ def train(
         )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
             setattr(trainer, name, getattr(config, name))
+        trainer.save_every = min(trainer.save_every, max(1, config.num_epochs // _SAVES))
         if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
             maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
             trainer.run_training()

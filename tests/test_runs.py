@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def test_a_stopped_training_goes_on(
         patch.setattr(nnUNetTrainer, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
             train(*arguments, tmp_path / "config.yaml")
+    assert len(list(Path(os.environ["nnUNet_results"]).glob("*/*/fold_0/checkpoint_latest.pth"))) == 1
     model = train(*arguments, tmp_path / "config.yaml")
     assert steps["train_step"] == 4
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", map_location="cpu", weights_only=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nnunet_dualcl.config import PRESETS
 from nnunet_dualcl.layout import STOCK_TRAINER
 
-Procedure = Literal["train", "ensemble", "self_training"]
+Procedure = Literal["train", "ensemble", "self_training", "export"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Arm:
         config: fields of ``DualCLConfig`` that differ from its defaults.
         labels: whether the arm sees the few labels or those of the whole pool.
         procedure: one training; two of other seeds whose predictions are averaged; or training, labeling the
-            unlabeled cases with it, and training anew on all of them.
+            unlabeled cases with it, and training anew on all of them; or no training but the export of another arm's.
+        exports: the arm whose model is exported.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Arm:
     config: Mapping[str, Any] = field(default_factory=dict)
     labels: Literal["few", "all"] = "few"
     procedure: Procedure = "train"
+    exports: str = ""
 
 
 ARMS: Mapping[str, Arm] = {
@@ -47,12 +49,19 @@ ARMS: Mapping[str, Arm] = {
     "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
     "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
     "dualcl": Arm("DualCL"),
+    "dualcl_exported": Arm("DualCL, exported: decoder A alone", procedure="export", exports="dualcl"),
     "dualcl_all": Arm(
         "DualCL, all labels",
         config={"pseudo_label_weight": 0.0, "contrastive_weight": 0.0},  # nothing is unlabeled
         labels="all",
     ),
     "dualcl_two_networks": Arm("DualCL, two networks", "DualCLTwoNetTrainer"),
+    "dualcl_two_networks_exported": Arm(
+        "DualCL, two networks, exported: network A alone",
+        "DualCLTwoNetTrainer",
+        procedure="export",
+        exports="dualcl_two_networks",
+    ),
     "dualcl_paper": Arm("DualCL, the paper's form", config=PRESETS["paper"]),
     "dualcl_minus_verification": Arm("DualCL without L_reg", config={"verification_weight": 0.0}),
     "dualcl_minus_contrastive": Arm("DualCL without L_c", config={"contrastive_weight": 0.0}),

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -39,11 +39,13 @@ from nnunet_dualcl.benchmark.results import (
     PREDICTIONS_FOLDER,
     PREPARED_FILE,
     PROTOCOL_FILE,
+    TRAINED_BY,
 )
 from nnunet_dualcl.data.cases import list_case_images, read_split
 from nnunet_dualcl.data.splits import write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
+from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE, STOCK_TRAINER
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
@@ -102,11 +104,14 @@ class Place:
         return content
 
 
-def run(folder: Path, job: Job, device: str) -> None:
+def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
     """Run one job of a prepared benchmark in this process, unless it is finished.
 
     On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set: batches made in the training process come in the same
     order each time, and the same job gives the same weights. A GPU would wait for them.
+
+    Args:
+        wait: for another process that is at the job, instead of raising.
 
     Raises:
         DualCLError: no such arm, or another process is at the job.
@@ -116,7 +121,7 @@ def run(folder: Path, job: Job, device: str) -> None:
     place.own.mkdir(parents=True, exist_ok=True)
     workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" and "nnUNet_n_proc_DA" not in os.environ else {}
     try:
-        with FileLock(place.own / _LOCK_FILE, blocking=False), variables(workers):
+        with FileLock(place.own / _LOCK_FILE, blocking=wait), variables(workers):
             if not (place.own / JOB_FILE).is_file():
                 with nnunet_folders(folder, results=place.own / "model"):
                     run_job(place)
@@ -128,7 +133,7 @@ def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
     # the commit now: the source may move on while this process runs what it has imported
     begun = {"commit": source_commit(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training}
+    procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training, "export": _export}
     model, folds, checkpoints = procedure[place.arm.procedure](place)
     peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
     ending, scored = place.dataset_json["file_ending"], place.scored
@@ -155,11 +160,14 @@ def run_job(place: Place) -> None:
         for log in logs
         for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
     )
-    cost = {
+    cost: dict[str, Any] = {
         "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(peak_memory, 1),
         "samples_per_second": round(len(logs) * place.protocol.steps * _batch_size(place) / seconds, 3),
     }
+    if place.arm.procedure == "export":  # what its training cost, which was in another process perhaps
+        source = json.loads((_exported(place).own / JOB_FILE).read_text(encoding="utf-8"))
+        cost = {**{key: source[key] for key in cost}, TRAINED_BY: source["name"]}
     write_text(place.own / JOB_FILE, json.dumps(_record(place, begun, labels, cost), indent=2) + "\n")
 
 
@@ -211,6 +219,21 @@ def _self_training(place: Place) -> Trained:
     preprocessed = _with_pseudo_labels(place, split, pseudo)
     model, folds, checkpoint = _train(place, fold=0, preprocessed=preprocessed)
     return model, folds, [*first_checkpoint, *checkpoint]
+
+
+def _export(place: Place) -> Trained:
+    """The stock model that ``dualcl export`` makes of the other arm's job, which is run first unless it is finished."""
+    source = _exported(place)
+    run(source.folder, source.job, source.device, wait=True)
+    trained, folds, checkpoints = _train(source)
+    model = place.own / "model" / "exported"
+    if not model.exists():
+        export_stock_model(trained, model, folds=folds)
+    return model, folds, checkpoints
+
+
+def _exported(place: Place) -> Place:
+    return replace(place, job=replace(place.job, arm=place.arm.exports))
 
 
 def _with_pseudo_labels(
@@ -266,7 +289,7 @@ def _batch_size(place: Place) -> int:
     return planned + (config.unlabeled_batch_size or planned)
 
 
-def _record(place: Place, begun: dict[str, str], labels: dict[str, int], cost: dict[str, float]) -> dict[str, Any]:
+def _record(place: Place, begun: dict[str, str], labels: dict[str, int], cost: dict[str, Any]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)

@@ -201,5 +201,6 @@ class Protocol:
 def _check_variant(name: str, variant: Mapping[str, Any]) -> None:
     if name in ARMS:
         raise DualCLError(f"The variant {name} has the name of an arm. Give it another.")
-    if not isinstance(variant, Mapping) or variant.get("arm") not in ARMS or set(variant) - {"arm", "config"}:
-        raise DualCLError(f"The variant {name} needs 'arm', one of {', '.join(ARMS)}, and may have 'config'.")
+    trained = [arm for arm, settings in ARMS.items() if settings.procedure != "export"]
+    if not isinstance(variant, Mapping) or variant.get("arm") not in trained or set(variant) - {"arm", "config"}:
+        raise DualCLError(f"The variant {name} needs 'arm', one of {', '.join(trained)}, and may have 'config'.")

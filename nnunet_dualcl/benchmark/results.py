@@ -22,6 +22,9 @@ CASES_FILE = "cases.csv"
 CURVES_FILE = "curves.csv"
 PREDICTIONS_FOLDER = "predictions"
 
+TRAINED_BY = "trained_by"
+"""Key of a ``job.json`` that trained nothing and repeats the cost of the job named."""
+
 ALL_LABELED = "all"
 """Value of ``labeled`` in jobs that train with every label."""
 
@@ -107,9 +110,12 @@ def scored_role(record: dict[str, Any]) -> str:
 
 
 def finished_seconds(folder: Path, name: str) -> float | None:
-    """Seconds that the job's training took, or None where it is not finished."""
+    """Seconds that the job spent in training, or None where it is not finished."""
     file = folder / JOBS_FOLDER / name / JOB_FILE
-    return float(json.loads(file.read_text(encoding="utf-8"))["wall_seconds"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return 0.0 if TRAINED_BY in record else float(record["wall_seconds"])
 
 
 def labeled_rank(labeled: int | str) -> tuple[bool, int]:

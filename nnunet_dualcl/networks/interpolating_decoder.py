@@ -1,7 +1,7 @@
 """Decoder B: nnU-Net's decoder with interpolation in the place of transposed convolutions.
 
 Two decoders that differ in how they upsample make different mistakes on the same features
-(MC-Net, arXiv 2109.09960), which is what mutual verification feeds on.
+(MC-Net+, arXiv 2109.09960), which is what mutual verification feeds on.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from nnunet_dualcl.benchmark import job as job_module
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
-from nnunet_dualcl.benchmark.results import load_results
+from nnunet_dualcl.benchmark.results import finished_seconds, load_results
 from nnunet_dualcl.benchmark.run import Engine, run_benchmark, run_jobs, time_left
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
@@ -34,7 +34,7 @@ PROTOCOL: dict[str, Any] = {
     "steps_per_epoch": 2,
     "test_cases": 2,
     "validation_cases": 1,
-    "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1, "dualcl": 1},
+    "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1, "dualcl_exported": 1, "dualcl": 1},
     "small_plans": {"patch_size": [8, 16, 16], "features": [3, 4, 5], "spacing_mm": [5.0, 3.0, 3.0]},
     "config": {"contrastive_samples": 32, "mirroring": False},
 }
@@ -104,11 +104,20 @@ def test_a_benchmark_from_scans_to_report_and_again(
         assert set(split["test"]) == test
         assert not test & set(split["train"] + split["val"] + split["unlabeled"])
         assert record["wall_seconds"] > 0
-        trainer = "DualCLTrainer" if record["arm"] == "dualcl" else "nnUNetTrainerNoMirroring"
+        trainer = "DualCLTrainer" if record["arm"].startswith("dualcl") else "nnUNetTrainerNoMirroring"
         assert record["trainer"] == trainer
     few, everything = (set(records[name]["split"]["train"]) for name in ("stock_2_0", "stock_all_all_0"))
     assert (len(few), len(everything)) == (2, 3)
     assert few < everything
+    # the exported model came first and had DualCL's job run, which was then finished
+    exported, trained = out / "jobs" / "dualcl_exported_2_0", records["dualcl_2_0"]
+    assert records[exported.name] | {key: trained[key] for key in ("name", "arm", "title", "command", "started")} == (
+        trained | {"trained_by": "dualcl_2_0"}
+    )
+    weights = torch.load(exported / "model" / "exported" / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert weights["trainer_name"] == "nnUNetTrainer"
+    assert not any(name.startswith("beside") for name in weights["network_weights"])
+    assert finished_seconds(out, exported.name) == 0
     # the second training of self-training sees labels that its first one gave, and no others
     own = out / "jobs" / "self_training_2_0"
     (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
