@@ -225,11 +225,17 @@ def _export(place: Place) -> Trained:
     """The stock model that ``dualcl export`` makes of the other arm's job, which is run first unless it is finished."""
     source = _exported(place)
     run(source.folder, source.job, source.device, wait=True)
-    trained, folds, checkpoints = _train(source)
+    fold = source.protocol.fold(source.job)
+    checkpoints = list((source.own / "model").glob(f"*/*/fold_{fold}/checkpoint_final.pth"))
+    if not checkpoints:
+        raise DualCLError(
+            f"{source.own} is finished, but its model is not there (copied without weights?), so nothing can be "
+            "exported. Delete that folder to train again, or leave this arm out."
+        )
     model = place.own / "model" / "exported"
     if not model.exists():
-        export_stock_model(trained, model, folds=folds)
-    return model, folds, checkpoints
+        export_stock_model(checkpoints[0].parent.parent, model, folds=(fold,))
+    return model, (fold,), checkpoints
 
 
 def _exported(place: Place) -> Place:

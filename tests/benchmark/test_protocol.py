@@ -97,6 +97,7 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"variants": {"dualcl": {"arm": "dualcl"}}}, "The variant dualcl has the name of an arm"),
         ({"variants": {"mine": {"arm": "dual"}}}, "The variant mine needs 'arm', one of stock,"),
         ({"variants": {"mine": {"arm": "dualcl", "confg": {}}}}, "The variant mine needs 'arm'"),
+        ({"variants": {"mine": {"arm": "dualcl_exported"}}}, "The variant mine needs 'arm', one of stock,"),
         ({"variants": {"mine": {"arm": "dualcl", "config": {"sed": 1}}}, "arms": {"mine": 1}}, "unknown key sed"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,11 @@ def test_a_benchmark_from_scans_to_report_and_again(
     assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "--report"]) == 0
     assert (out / "report.html").read_bytes() == report
     assert {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")} == times
+    # results came from elsewhere, without weights
+    shutil.rmtree(exported)
+    shutil.rmtree(out / "jobs" / "dualcl_2_0" / "model")
+    with pytest.raises(DualCLError, match=r"dualcl_2_0 is finished, but its model is not there"):
+        job_module.run(out, Job("dualcl_exported", 2, 0), "cpu")
 
 
 def test_to_choose_settings_validation_cases_are_scored_and_test_cases_left_alone(
