@@ -144,15 +144,21 @@ def notes(section: Section, results: Results) -> list[str]:
         for kind, arm in (("lower", section.lower), ("upper", section.upper))
         if arm not in section.arms
     ]
-    for baseline in section.baselines:
-        if baseline not in section.arms:
-            found.append(f"{here}: the baseline '{baseline}' has no finished job; nothing is compared with it.")
-            continue
-        for arm in section.compared:
+    found += [
+        f"{here}: the baseline '{baseline}' has no finished job; nothing is compared with it."
+        for baseline in section.baselines
+        if baseline not in section.arms
+    ]
+    for arm in section.compared:
+        without: dict[str, list[str]] = {}
+        for baseline in section.baselines:
             missing = sorted(set(_draws(section, arm)) ^ set(_draws(section, baseline)))
-            if missing:
-                listed = ", ".join(map(str, missing))
-                found.append(f"{here}: '{arm}' and '{baseline}' are not compared in draw {listed}; one lacks it.")
+            if missing and baseline in section.arms:
+                without.setdefault(", ".join(map(str, missing)), []).append(f"'{baseline}'")
+        found += [
+            f"{here}: '{arm}' is not compared in draw {draws} with {', '.join(names)}; one of the two lacks it."
+            for draws, names in without.items()
+        ]
     found += [
         f"{here}: arms differ in {key}: {_grouped(section.jobs, key)}."
         for key in SAME_IN_ALL_ARMS

@@ -144,7 +144,9 @@ def test_only_draws_that_both_have_are_compared(tmp_path: Path) -> None:
     write_store(tmp_path, {key: value for key, value in HEAD_DICE.items() if key != ("teacher", 3, 0)})
     rows = [row for row in comparison_rows(the_section(tmp_path)) if row["baseline"] == "teacher"]
     assert [row["draw"] for row in rows] == [1, POOLED]
-    assert "3 labeled: 'dualcl' and 'teacher' are not compared in draw 0; one lacks it." in notes_of(tmp_path)
+    assert "3 labeled: 'dualcl' is not compared in draw 0 with 'teacher'; one of the two lacks it." in notes_of(
+        tmp_path
+    )
 
 
 # ---- what is missing or unequal
