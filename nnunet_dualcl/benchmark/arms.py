@@ -21,8 +21,8 @@ class Arm:
         trainer: class name.
         config: fields of ``DualCLConfig`` that differ from its defaults.
         labels: whether the arm sees the few labels or those of the whole pool.
-        procedure: one training; two of other seeds whose predictions are averaged; or training, labeling the
-            unlabeled cases with it, and training anew on all of them; or no training but the export of another arm's.
+        procedure: one training; two of other seeds whose predictions are averaged; training, labeling the unlabeled
+            cases with it, and training anew on all of them; or the export of another arm's model.
         exports: the arm whose model is exported.
     """
 
