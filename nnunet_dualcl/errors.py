@@ -2,4 +2,5 @@
 
 
 class DualCLError(RuntimeError):
-    """A fault the user can mend. The command line prints the message without a traceback."""
+    """A fault the user can mend. The command line prints the message without a traceback (torch puts one
+    before it where a training on several GPUs fails)."""

@@ -72,7 +72,7 @@ def _device() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("ok", f"CUDA device: {torch.cuda.get_device_name()}")
-    return Finding("note", "no CUDA device", "add '-device cpu' (slow) or '-device mps' to training and prediction")
+    return Finding("note", "no CUDA device", "add '-device cpu' (slow) to training and prediction")
 
 
 def _trainer_variable() -> Finding:

@@ -202,11 +202,8 @@ def _train(arguments: argparse.Namespace) -> int:
             "dualcl train takes --config FILE (a DualCLConfig in YAML) and nnU-Net's own arguments; here -tr defaults "
             f"to {DEFAULT_TRAINER}:\n"
         )
-    from nnunet_dualcl.config import DualCLConfig
     from nnunet_dualcl.training.environment import variable
 
-    if parsed.config is not None:
-        DualCLConfig.from_yaml(parsed.config)  # a typing error shows before torch and the data are loaded
     if not helps:
         check_train(rest)
     from nnunetv2.run.run_training import run_training_entry

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 
 class UnlabeledDataset:
-    """Reads cases through nnU-Net's own dataset class and adds the one property that only labels could give.
+    """Reads cases through the dataset class in whose format nnU-Net's preprocessor writes, and adds the one property that only labels could give.
 
     nnU-Net's loader looks up ``class_locations`` to place patches on foreground. There is none here: patches of
     unlabeled cases are placed uniformly.
     """
 
-    def __init__(self, dataset_class: type[nnUNetBaseDataset], folder: Path, identifiers: list[str]) -> None:
-        self._cases = dataset_class(str(folder), sorted(identifiers))
+    def __init__(self, folder: Path, identifiers: list[str]) -> None:
+        self._cases = nnUNetDatasetBlosc2(str(folder), sorted(identifiers))
         self.identifiers: list[str] = self._cases.identifiers
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:

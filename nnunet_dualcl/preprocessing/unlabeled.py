@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -140,7 +139,7 @@ def ensure_unlabeled(
         return report.folder, list(cases)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
-    _refuse_other_plans(folder, _fingerprint(plans, manager.configuration))
+    _refuse_other_plans(folder, _decisive(plans, manager.configuration))
     present = {path.name.removesuffix(_PROPERTIES_ENDING) for path in folder.glob(f"[!.]*{_PROPERTIES_ENDING}")}
     labeled_folder = preprocessed_dataset_folder / manager.data_identifier
     from_images_tr = {
@@ -185,17 +184,17 @@ def preprocess_unlabeled(
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
-    fingerprint = _fingerprint(plans, manager.configuration)
+    decisive = _decisive(plans, manager.configuration)
     if force:
         # What is to be redone counts as missing from now on: an interrupt or a fault must not leave it in use.
         outdated = [folder / f"{case}{_PROPERTIES_ENDING}" for case in cases]
-        if not _made_with(folder, fingerprint):
+        if _other_values(folder, decisive):
             outdated += folder.glob(f"[!.]*{_PROPERTIES_ENDING}")
         for path in outdated:
             path.unlink(missing_ok=True)
     else:
-        _refuse_other_plans(folder, fingerprint)
-    write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps({"plans": fingerprint}) + "\n")
+        _refuse_other_plans(folder, decisive)
+    write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps(decisive, indent=1) + "\n")
     report = PreprocessReport(folder)
     report.skipped = [case for case in cases if (folder / f"{case}{_PROPERTIES_ENDING}").is_file()]
     remaining = {case: files for case, files in cases.items() if case not in report.skipped}
@@ -280,30 +279,37 @@ def _checked_run(run_case_npy: Any, channels: int, patch_dimension: int, data: n
     return run_case_npy(data, *rest)
 
 
-def _fingerprint(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """Hash of everything in the plans that decides what a preprocessed case looks like."""
+def _decisive(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in the plans that decides what a preprocessed case looks like, as JSON gives it back.
+
+    The patch size is not among it: plans of several presets share one folder of labeled cases, as they do in nnU-Net.
+    """
     decisive = {
         "spacing": configuration["spacing"],
-        "patch_size": configuration["patch_size"],
         "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
         "preprocessor": configuration["preprocessor_name"],
         "resampling": {key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
-        "transpose": plans["transpose_forward"],
+        "transposition": plans["transpose_forward"],
         "intensities": plans["foreground_intensity_properties_per_channel"],
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    plain: dict[str, Any] = json.loads(json.dumps(decisive))
+    return plain
 
 
-def _made_with(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder is stamped with these plans, or not stamped at all."""
+def _other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:
+    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp."""
     stamp = folder / PREPROCESSED_STAMP_FILE
-    return not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8"))["plans"] == fingerprint
+    if not stamp.is_file():
+        return []
+    stamped = json.loads(stamp.read_text(encoding="utf-8"))
+    return [key for key, value in decisive.items() if stamped.get(key) != value]
 
 
-def _refuse_other_plans(folder: Path, fingerprint: str) -> None:
+def _refuse_other_plans(folder: Path, decisive: Mapping[str, Any]) -> None:
     """Never mix cases of different plans in one folder."""
-    if not _made_with(folder, fingerprint):
+    if other := _other_values(folder, decisive):
         raise DualCLError(
-            f"{folder} was made with other plans (spacing, normalization or resampling differ). "
-            "Make it anew with: dualcl preprocess ... --force"
+            f"{folder} was made with other plans: they differ in {', '.join(other)}. Give the new plans a name of "
+            "their own (nnUNetv2_plan_experiment -overwrite_plans_name), or make this folder anew with: "
+            "dualcl preprocess ... --force"
         )

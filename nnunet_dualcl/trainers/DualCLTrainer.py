@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabe
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE
+from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, SPLITS_FILE
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
@@ -40,6 +41,9 @@ from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
 _JUDGE_EVERY = 25
 """Steps between two looks of the teacher at labeled patches, for the accuracy in the log."""
+
+_SKIPPED_AT_MOST = 10
+"""Steps in a row whose loss may overflow in half precision; the gradient scaler skips them, as in nnU-Net."""
 
 _NNUNET_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr")
 
@@ -62,8 +66,9 @@ class DualCLTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
     ) -> None:
+        config = DualCLConfig.from_environment(preset=self.preset)  # a fault in it shows before nnU-Net makes a folder
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self._apply(DualCLConfig.from_environment(preset=self.preset))
+        self._apply(config)
         self.term_log = TermLog()
         self.unlabeled_keys: list[str] = []
 
@@ -93,6 +98,7 @@ class DualCLTrainer(nnUNetTrainer):
         check_supported(self.is_cascaded, self.configuration_name, self.device)
         seed_global_streams(self.config.seed)
         super().initialize()
+        self._plans_batch_size = self.batch_size  # of this process; split_batch halves it
         network = self.dual_network
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
@@ -155,7 +161,7 @@ class DualCLTrainer(nnUNetTrainer):
             train, validation = super().get_dataloaders()
         loader = train.data_loader
         if self.unlabeled_keys:
-            cases = UnlabeledDataset(self.dataset_class, self.unlabeled_folder, self.unlabeled_keys)
+            cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
             unlabeled = build_unlabeled_loader(
                 loader, cases, unlabeled_batch_size, self.label_manager, two_views=two_views
@@ -179,23 +185,25 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _split_batch(self) -> int:
         """Give half of the plans' batch to unlabeled patches; returns how many."""
-        self._set_batch_size_and_oversample()  # as the plans say, however often loaders are made
-        if self.batch_size < 2:
+        whole: int = self._plans_batch_size
+        if whole < 2:
             raise DualCLError(
                 f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
-                f"{self.batch_size} on each device. Set split_batch: false and low_memory: true."
+                f"{whole} on each device. Set split_batch: false and low_memory: true."
             )
-        unlabeled: int = self.batch_size // 2
-        self.batch_size -= unlabeled
-        # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none: then by chance, its own option
-        self.probabilistic_oversampling = self.batch_size == 1
+        unlabeled = whole // 2
+        self.batch_size = whole - unlabeled
+        # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none, and in a distributed training
+        # a part that it reckoned for the whole batch: then by chance, its own option
+        self.probabilistic_oversampling = self.batch_size == 1 or self.is_ddp
         return unlabeled
 
     # ---- training
 
     def run_training(self) -> None:
         """As nnU-Net's; the worker processes end also after an exception or an interrupt."""
-        if self.was_initialized and self.current_epoch >= self.num_epochs:
+        finished = (Path(self.output_folder) / "checkpoint_final.pth").is_file()
+        if self.was_initialized and self.current_epoch >= self.num_epochs and finished:
             self.print_to_log_file(f"Training is already finished ({self.num_epochs} epochs).")
             return
         try:
@@ -207,10 +215,18 @@ class DualCLTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Check the split and prepare the unlabeled cases before anything long starts."""
-        check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
+        check_supported(self.is_cascaded, self.configuration_name, self.device)
+        listed = check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
+        if listed:
+            self.print_to_log_file(
+                f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} lists "
+                f"as unlabeled: {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
+            )
         if self.config.uses_unlabeled:
-            if self.is_ddp and self.local_rank != 0:
-                dist.barrier()  # rank 0 preprocesses what is missing, the others then find it done
+            # rank 0 preprocesses what is missing, the others then find it done
+            patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.is_ddp else None
+            if patient is not None and self.local_rank != 0:
+                dist.barrier(patient)
             self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
                 self.plans_manager.plans,
                 self.configuration_name,
@@ -220,8 +236,8 @@ class DualCLTrainer(nnUNetTrainer):
                 num_processes=default_num_processes,
                 required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
             )
-            if self.is_ddp and self.local_rank == 0:
-                dist.barrier()
+            if patient is not None and self.local_rank == 0:
+                dist.barrier(patient)
             self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
         super().on_train_start()
         self.loss.num_halves = 2 if self.unlabeled_keys else 1
@@ -235,6 +251,7 @@ class DualCLTrainer(nnUNetTrainer):
         """Count the steps of the epoch."""
         super().on_train_epoch_start()
         self._iteration = 0
+        self._skipped = 0
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step on the labeled and the unlabeled patches together."""
@@ -329,7 +346,8 @@ class DualCLTrainer(nnUNetTrainer):
             return self.teacher.logits(images)
 
     def _stop_if_not_finite(self, loss: np.ndarray, batch: dict[str, Any]) -> None:
-        if np.isfinite(loss):
+        self._skipped = 0 if np.isfinite(loss) else self._skipped + 1
+        if self._skipped <= (0 if self.grad_scaler is None else _SKIPPED_AT_MOST):
             return
         seen = list(zip(batch["keys"], batch["data"], strict=True))
         if "unlabeled_data" in batch:  # as loaded, not as mixed: a pasted voxel would blame the case it came to

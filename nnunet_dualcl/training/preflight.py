@@ -31,8 +31,11 @@ def check_supported(is_cascaded: bool, configuration: str, device: torch.device)
         )
 
 
-def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | str) -> None:
+def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | str) -> list[str]:
     """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
+
+    Returns:
+        Cases that the split file lists as unlabeled and this fold uses with their labels all the same: fold "all" does.
 
     Raises:
         DualCLError: naming the split file and the command that writes one.
@@ -43,9 +46,9 @@ def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | st
         for role in ("train", "val"):
             if not split.get(role):
                 raise DualCLError(f"{base / SPLITS_FILE}, fold {fold}: no '{role}' case. Write it anew: dualcl split")
-        return
+        return []
     if fold == "all":
-        return
+        return sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
     if (base / SPLITS_FILE).is_file():
         raise DualCLError(
             f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
@@ -57,3 +60,4 @@ def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | st
             f"{labeled} preprocessed labeled case(s) in {preprocessed_folder} are too few for nnU-Net's own "
             f"{_STOCK_FOLDS}-fold split. Write one with: dualcl split -d {base.name} --labeled N --val M"
         )
+    return []

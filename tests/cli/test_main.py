@@ -307,18 +307,6 @@ def test_the_configuration_is_named_for_the_length_of_the_training(
     assert os.environ["DUALCL_CONFIG"] == "/from/the/shell.yaml"
 
 
-@pytest.mark.parametrize("command", ["train"])
-@pytest.mark.parametrize(("text", "message"), [("sed: 3\n", "unknown key sed"), (None, "Cannot read")])
-def test_a_wrong_configuration_stops_before_nnunet(
-    entry: Entry, tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if text is not None:
-        (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
-    assert main(["train", "321", "3d_fullres", "0", "--config", str(tmp_path / "c.yaml")]) == 2
-    assert message in capsys.readouterr().err
-    assert entry.seen == []
-
-
 def test_help_is_nnunets_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["train", "-h"])

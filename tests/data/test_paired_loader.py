@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from nnunet_dualcl.data.paired_loader import augment
 from nnunet_dualcl.data.two_views import TwoViews
@@ -23,13 +24,27 @@ def start(toy: Any, configure: Any, configuration: str = "3d_fullres", **values:
 def test_unlabeled_dataset_adds_empty_class_locations(toy: Any, configure: Any) -> None:
     trainer = start(toy, configure)
     folder = Path(trainer.unlabeled_folder)
-    cases = UnlabeledDataset(trainer.dataset_class, folder, ["unl_1", "tr_0"])
+    cases = UnlabeledDataset(folder, ["unl_1", "tr_0"])
     assert cases.identifiers == ["tr_0", "unl_1"]
     image, mask, previous, properties = cases.load_case("tr_0")
     assert image.shape[1:] == mask.shape[1:]
     assert previous is None
     assert properties["class_locations"] == {}
     assert set(np.unique(mask[:])) <= {-1, 0}  # the image's nonzero part, never a class
+
+
+def test_labeled_cases_may_be_of_an_older_nnunet(toy: Any, configure: Any) -> None:
+    folder = toy.preprocessed / "toyPlans_3d_fullres"
+    cases = nnUNetDatasetBlosc2(str(folder))
+    for case in cases.identifiers:
+        image, labels, _, properties = cases.load_case(case)
+        nnUNetDatasetNumpy.save_case(image[:], labels[:], properties, str(folder / case))
+    for path in folder.glob("*.b2nd"):
+        path.unlink()
+    trainer = start(toy, configure)
+    assert trainer.dataset_class is nnUNetDatasetNumpy
+    batch = next(trainer.dataloader_train)
+    assert batch["data"].shape == batch["unlabeled_data"].shape
 
 
 @pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (6, 12, 16)), ("2d", (12, 16))])

@@ -241,12 +241,21 @@ def test_an_interrupt_keeps_finished_cases_and_leaves_no_partial_one(
     assert run().done == ["u1", "u2"]
 
 
+def test_plans_that_share_the_labeled_folder_share_the_unlabeled_one(preprocessed: Path) -> None:
+    done = run().done
+    plans = make_plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 8, 16]  # as ResEnc presets have it
+    (preprocessed / "lopsidedPlans.json").write_text(json.dumps(plans), encoding="utf-8")
+    assert run().skipped == done
+    ensure(preprocessed, plans=plans)
+
+
 def test_a_folder_of_other_plans_is_refused_until_forced(preprocessed: Path) -> None:
     folder = run().folder
     plans = make_plans()
     plans["configurations"]["3d_fullres"]["spacing"] = [1.3, 2.0, 1.1]
     (preprocessed / "lopsidedPlans.json").write_text(json.dumps(plans), encoding="utf-8")
-    with pytest.raises(DualCLError, match=f"{FOLDER} was made with other plans .*preprocess .* --force"):
+    with pytest.raises(DualCLError, match=f"{FOLDER} was made with other plans: they differ in spacing. .*--force"):
         run()
     with pytest.raises(DualCLError, match="was made with other plans"):
         ensure(preprocessed, plans=plans)

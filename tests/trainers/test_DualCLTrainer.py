@@ -54,6 +54,13 @@ def test_configuration_sets_nnunets_own_numbers(toy: Any, configure: Any) -> Non
     assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_a_faulty_configuration_leaves_no_folder(toy: Any, configure: Any) -> None:
+    configure(sed=3)
+    with pytest.raises(DualCLError, match="unknown key sed"):
+        toy.trainer(DualCLTrainer)
+    assert not toy.results.exists() or not any(toy.results.iterdir())
+
+
 def test_mirroring_is_left_to_nnunet_or_off_in_training_and_at_prediction(toy: Any, configure: Any) -> None:
     axes = []
     for changes in ({}, {"mirroring": False}):
@@ -281,6 +288,26 @@ def test_nan_stops_training_names_the_case_and_keeps_the_checkpoint(toy: Any, co
     assert all(torch.isfinite(v).all() for v in checkpoint["network_weights"].values() if torch.is_tensor(v))
 
 
+def test_a_gradient_scaler_may_skip_steps_that_overflow(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.on_train_start()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.on_train_epoch_start()
+    good = next(trainer.dataloader_train)
+    broken = {**good, "data": torch.full_like(good["data"], float("inf"))}
+    before = {name: value.clone() for name, value in trainer.dual_network.named_parameters()}
+    for _ in range(10):
+        assert not np.isfinite(trainer.train_step(broken)["loss"])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.dual_network.named_parameters())
+    assert np.isfinite(trainer.train_step(good)["loss"])
+    assert all(torch.isfinite(value).all() for value in (trainer.loss.prototypes, *trainer.dual_network.parameters()))
+    for _ in range(10):
+        trainer.train_step(broken)
+    with pytest.raises(DualCLError, match="The loss became nan"):
+        trainer.train_step(broken)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_workers_end_with_the_training(toy: Any, configure: Any, monkeypatch: Any, error: Any) -> None:
     configure(**SHORT)
@@ -329,11 +356,21 @@ def test_cascades_and_apples_devices_are_refused(toy: Any, configure: Any) -> No
     trainer = toy.trainer(DualCLTrainer)
     trainer.device = torch.device("mps")
     with pytest.raises(DualCLError, match="mps device is not supported"):
-        trainer.initialize()
+        trainer.run_training()
     plans = toy.plans()
     plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
     with pytest.raises(DualCLError, match="second stage of a cascade"):
-        toy.trainer(DualCLTrainer, plans=plans).initialize()
+        toy.trainer(DualCLTrainer, plans=plans).run_training()
+    assert not list(toy.preprocessed.glob("*_unlabeled"))  # before anything long
+
+
+def test_fold_all_says_whose_labels_it_uses(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer, fold="all")
+    trainer.on_train_start()
+    assert "tr_0" not in trainer.unlabeled_keys
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    assert "also of 2 that splits_final.json lists as unlabeled: tr_0, tr_1" in log
 
 
 def test_no_unlabeled_case_is_refused_before_training(toy: Any, configure: Any) -> None:
@@ -370,6 +407,20 @@ def test_a_finished_training_is_not_started_again(toy: Any, configure: Any, monk
     trainer.current_epoch = trainer.num_epochs
     monkeypatch.setattr(trainer, "get_dataloaders", lambda: pytest.fail("loaders for nothing"))
     trainer.run_training()
+
+
+def test_a_training_without_its_final_checkpoint_is_finished(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    weights = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_best.pth")  # as if killed before the end
+    again = toy.trainer(DualCLTrainer)
+    again.load_checkpoint(str(folder / "checkpoint_best.pth"))
+    again.run_training()
+    kept = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert all(torch.equal(value, kept[name]) for name, value in weights.items() if torch.is_tensor(value))
 
 
 def test_one_seed_one_result(toy: Any, configure: Any) -> None:

@@ -218,6 +218,15 @@ def test_half_of_the_plans_batch_is_unlabeled_on_demand(toy: Any, configure: Any
     loader = start(toy, plans=plans).dataloader_train.data_loader.labeled
     forced = [loader.get_do_oversample(0) for _ in range(200)]
     assert 0.1 < np.mean(forced) < 0.6
+    plans["configurations"]["3d_fullres"]["batch_size"] = 5
+    trainer = start(toy, plans=plans)
+    trainer.get_dataloaders()  # as after a resume: half of the plans' batch again, not half of the half
+    assert (trainer.batch_size, trainer.oversample_foreground_percent) == (3, 0.33)
+    assert not trainer.probabilistic_oversampling
+    trainer.is_ddp, trainer.oversample_foreground_percent = True, 0.5  # the share that nnU-Net gave to this rank
+    assert trainer._split_batch() == 2
+    assert (trainer.batch_size, trainer.oversample_foreground_percent) == (3, 0.5)
+    assert trainer.probabilistic_oversampling
     plans["configurations"]["3d_fullres"]["batch_size"] = 1
     with pytest.raises(DualCLError, match=r"split_batch: true needs a batch of at least 2.*low_memory: true"):
         toy.trainer(DualCLTrainer, plans=plans).on_train_start()
