@@ -2,5 +2,8 @@
 
 
 class DualCLError(RuntimeError):
-    """A fault the user can mend. The command line prints the message without a traceback (torch puts one
-    before it where a training on several GPUs fails)."""
+    """A fault the user can mend.
+
+    The command line prints the message without a traceback; where a process of several GPUs fails, torch puts one
+    before it.
+    """

@@ -9,7 +9,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 
 class UnlabeledDataset:
-    """Reads cases through the dataset class in whose format nnU-Net's preprocessor writes, and adds the one property that only labels could give.
+    """Reads what nnU-Net's preprocessor writes, with nnU-Net's own class, and adds the one property that only labels
+    could give.
 
     nnU-Net's loader looks up ``class_locations`` to place patches on foreground. There is none here: patches of
     unlabeled cases are placed uniformly.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class DualCLTrainer(nnUNetTrainer):
         check_supported(self.is_cascaded, self.configuration_name, self.device)
         seed_global_streams(self.config.seed)
         super().initialize()
-        self._plans_batch_size = self.batch_size  # of this process; split_batch halves it
+        self._plans_batch_size: int = self.batch_size  # type: ignore[has-type]  # of this process
         network = self.dual_network
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
@@ -185,7 +185,7 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _split_batch(self) -> int:
         """Give half of the plans' batch to unlabeled patches; returns how many."""
-        whole: int = self._plans_batch_size
+        whole = self._plans_batch_size
         if whole < 2:
             raise DualCLError(
                 f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
@@ -219,25 +219,20 @@ class DualCLTrainer(nnUNetTrainer):
         listed = check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
         if listed:
             self.print_to_log_file(
-                f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} lists "
-                f"as unlabeled: {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
+                f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} "
+                f"lists as unlabeled: {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
             )
         if self.config.uses_unlabeled:
-            # rank 0 preprocesses what is missing, the others then find it done
-            patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.is_ddp else None
-            if patient is not None and self.local_rank != 0:
-                dist.barrier(patient)
-            self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
-                self.plans_manager.plans,
-                self.configuration_name,
-                self.dataset_json,
-                Path(self.preprocessed_dataset_folder_base),
-                self.fold,
-                num_processes=default_num_processes,
-                required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
-            )
-            if patient is not None and self.local_rank == 0:
-                dist.barrier(patient)
+            with _rank_0_first(self.local_rank if self.is_ddp else None):
+                self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
+                    self.plans_manager.plans,
+                    self.configuration_name,
+                    self.dataset_json,
+                    Path(self.preprocessed_dataset_folder_base),
+                    self.fold,
+                    num_processes=default_num_processes,
+                    required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
+                )
             self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
         super().on_train_start()
         self.loss.num_halves = 2 if self.unlabeled_keys else 1
@@ -419,6 +414,20 @@ class DualCLTrainer(nnUNetTrainer):
         if self.teacher is not None:
             self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])
+
+
+@contextmanager
+def _rank_0_first(rank: int | None) -> Iterator[None]:
+    """Context that the other ranks of a distributed training enter once rank 0 has left it, be it hours later."""
+    if rank is None:
+        yield
+        return
+    patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+    if rank != 0:
+        dist.barrier(patient)
+    yield
+    if rank == 0:
+        dist.barrier(patient)
 
 
 @contextmanager
