@@ -14,6 +14,9 @@ IMAGES_UNLABELED = "imagesUnlabeled"
 """Folder of a raw dataset that holds images without labels, named like those in ``imagesTr``."""
 
 STOCK_TRAINER = "nnUNetTrainer"
+PATIENTS_FILE = Path("conversion") / "patients.csv"
+"""In a converted raw dataset: each case, unlabeled ones too, and its patient."""
+
 SPLITS_FILE = "splits_final.json"
 """nnU-Net's split file; a fold may carry an ``unlabeled`` list, which nnU-Net itself ignores."""
 

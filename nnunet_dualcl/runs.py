@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
+from nnunet_dualcl.atomic import replacing
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
@@ -70,6 +75,7 @@ def train(
         )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
             setattr(trainer, name, getattr(config, name))
+        trainer.save_checkpoint = partial(_save_whole, trainer.save_checkpoint)
         trainer.save_every = min(trainer.save_every, max(1, config.num_epochs // _SAVES))
         if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
             maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
@@ -77,33 +83,54 @@ def train(
     return Path(trainer.output_folder_base)
 
 
+def _save_whole(save: Callable[[str], None], filename: str) -> None:
+    """A stop while nnU-Net's own trainers write leaves the checkpoint of before."""
+    with replacing(Path(filename)) as partial_file:
+        save(str(partial_file))
+
+
 def predict(
     model_folder: Path, images: Path, target: Path, *, folds: Sequence[int] = (0,), device: str = "cpu"
 ) -> None:
-    """Predict a folder of images with nnU-Net's predictor in this process; cases already there are kept.
-
-    Several ``folds`` are averaged, as nnU-Net does it.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    _predictor(model_folder, folds, device).predict_from_files_sequential(str(images), str(target), overwrite=False)
+    """As :func:`predict_cases`, for all cases of a folder of images."""
+    dataset_json = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
+    predict_cases(
+        model_folder, list_case_images(images, dataset_json["file_ending"]), target, folds=folds, device=device
+    )
 
 
 def predict_cases(
     model_folder: Path,
     cases: Mapping[str, Sequence[Path]],
     target: Path,
-    file_ending: str,
     *,
     folds: Sequence[int] = (0,),
     device: str = "cpu",
 ) -> None:
-    """As :func:`predict`, for cases given by name with their image files, one a channel."""
+    """Predict cases with nnU-Net's predictor in this process; those already in ``target`` are kept.
+
+    Several ``folds`` are averaged, as nnU-Net does it.
+
+    Args:
+        model_folder: with ``plans.json``.
+        cases: name -> image files, one a channel.
+        target: folder for ``NAME`` with the dataset's file ending; a case appears there once it is written whole.
+        folds: of the model.
+        device: torch device type.
+    """
+    dataset_json = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
+    files = {case: f"{case}{dataset_json['file_ending']}" for case in cases}
+    missing = [case for case in cases if not (target / files[case]).is_file()]
+    if not missing:
+        return
+    predictor = _predictor(model_folder, folds, device)
     target.mkdir(parents=True, exist_ok=True)
-    _predictor(model_folder, folds, device).predict_from_files_sequential(
-        [[str(path) for path in files] for files in cases.values()],
-        [str(target / f"{case}{file_ending}") for case in cases],
-        overwrite=False,
-    )
+    with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as scratch:
+        for case in missing:
+            images = [str(path) for path in cases[case]]
+            # nnU-Net's "truncated" files, to which it adds the ending
+            predictor.predict_from_files_sequential([images], [os.path.join(scratch, case)])
+            os.replace(os.path.join(scratch, files[case]), target / files[case])
 
 
 def _predictor(model_folder: Path, folds: Sequence[int], device: str) -> nnUNetPredictor:

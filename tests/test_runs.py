@@ -1,3 +1,4 @@
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.runs import dice_per_case, predict, train
+from nnunet_dualcl.runs import dice_per_case, predict, predict_cases, train
 
 CONFIG = DualCLConfig(
     num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=3, initial_lr=2e-3, contrastive_samples=64
@@ -64,6 +66,62 @@ def test_a_training_takes_our_numbers_runs_once_and_predicts(
     assert prediction.GetSize() == image.GetSize()
     assert prediction.GetDirection() == pytest.approx(image.GetDirection())
     assert set(np.unique(sitk.GetArrayFromImage(prediction))) <= {0, 1, 2}
+    assert sorted(path.name for path in predictions.iterdir()) == ["unl_0.nii.gz", "unl_1.nii.gz"]
+
+
+def test_predictions_have_the_datasets_file_ending_and_are_made_once(
+    toy: Any, steps: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = train(toy.raw.name, "toyPlans", "nnUNetTrainer", CONFIG, tmp_path / "config.yaml")
+    dataset_json = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**dataset_json, "file_ending": ".nrrd"}))
+    cases = {case: [tmp_path / f"{case}_{channel:04d}.nrrd" for channel in range(2)] for case in ("one", "two")}
+    for channel in range(2):
+        image = sitk.ReadImage(str(toy.raw / "imagesUnlabeled" / f"unl_0_{channel:04d}.nii.gz"))
+        for files in cases.values():
+            sitk.WriteImage(image, str(files[channel]))
+    predictions = tmp_path / "predictions"
+    export = predict_from_raw_data.export_prediction_from_logits
+
+    def second_stops_halfway(*arguments: Any) -> None:
+        if "two" not in arguments[5]:
+            return export(*arguments)
+        Path(f"{arguments[5]}.nrrd").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_from_raw_data, "export_prediction_from_logits", second_stops_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cases(model, cases, predictions)
+    assert [path.name for path in predictions.iterdir()] == ["one.nrrd"]
+    before = (predictions / "one.nrrd").stat().st_mtime_ns
+    monkeypatch.undo()
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", 1)
+    predict_cases(model, cases, predictions)
+    assert sorted(path.name for path in predictions.iterdir()) == ["one.nrrd", "two.nrrd"]
+    assert (predictions / "one.nrrd").stat().st_mtime_ns == before
+    monkeypatch.setattr("nnunet_dualcl.runs._predictor", lambda *_: pytest.fail("a model for nothing"))
+    predict_cases(model, cases, predictions)
+
+
+def test_a_stop_while_a_checkpoint_is_written_leaves_the_last(
+    toy: Any, steps: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, num_epochs=2)
+    save = torch.save
+
+    def half(content: Any, file: Any, *rest: Any, **options: Any) -> None:
+        save(content, file, *rest, **options)
+        if content.get("current_epoch") == 2:
+            Path(file).write_bytes(Path(file).read_bytes()[:100])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    monkeypatch.setattr(torch, "save", save)
+    model = train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    assert torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 2
+    assert steps["train_step"] == 2 * 2 + 2  # the second epoch twice
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "DualCLTrainer"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def case_overlay(section: Section, results: Results, case: str, title: str, imag
     Args:
         section: whose arms are shown.
         results: where the predictions lie.
-        case: name; ``CASE_0000.nii.gz`` in ``images`` and ``CASE.nii.gz`` elsewhere.
+        case: name; ``CASE_0000`` in ``images`` and ``CASE`` elsewhere, with the store's file ending.
         title: of the figure.
         images: folder of images.
         references: folder of reference segmentations.
@@ -92,17 +92,16 @@ def case_overlay(section: Section, results: Results, case: str, title: str, imag
     Raises:
         DualCLError: a file is missing or cannot be read, is not 3D, or has another size than the image.
     """
-    image = read_image(images / f"{case}_0000.nii.gz")
+    image = read_image(images / f"{case}_0000{results.file_ending}")
     array = sitk.GetArrayFromImage(image)
-    labels = {value: _literal(name) for name, value in results.labels.items()}
-    segmentations = {"reference": _segmentation(references / f"{case}.nii.gz", labels)}
+    labels = {value: _literal(name) for value, name in _names_of_values(results.labels).items()}
+    file = f"{case}{results.file_ending}"
+    segmentations = {"reference": _segmentation(references / file, labels)}
     scores = section.scores["dice"]
     for arm, job in _shown_jobs(section).items():
         dice = scores.get((arm, job["draw"], case), np.nan)
         heading = f"{_literal(arm)}\nDice {dice:.3f}"
-        segmentations[heading] = _segmentation(
-            results.job_folder(job["name"]) / PREDICTIONS_FOLDER / f"{case}.nii.gz", labels
-        )
+        segmentations[heading] = _segmentation(results.job_folder(job["name"]) / PREDICTIONS_FOLDER / file, labels)
     try:
         return overlay_figure(
             array, segmentations, label_names=labels, spacing_mm=image.GetSpacing()[::-1], title=_literal(title)
@@ -131,6 +130,13 @@ def _shown_jobs(section: Section) -> dict[str, Any]:
         same = jobs[jobs["draw"] == draw]
         shown[arm] = (same if len(same) else jobs).iloc[0]
     return shown
+
+
+def _names_of_values(labels: Mapping[str, int | Sequence[int]]) -> dict[int, str]:
+    """Value to label; of regions that overlap, the smallest one names a value."""
+    regions = {name: [values] if isinstance(values, int) else list(values) for name, values in labels.items()}
+    largest_first = sorted(regions, key=lambda name: len(regions[name]), reverse=True)
+    return {value: name for name in largest_first for value in regions[name]}
 
 
 def _segmentation(file: Path, labels: Iterable[int]) -> np.ndarray:

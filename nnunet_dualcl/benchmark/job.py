@@ -136,16 +136,19 @@ def run_job(place: Place) -> None:
     procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training, "export": _export}
     model, folds, checkpoints = procedure[place.arm.procedure](place)
     peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
-    ending, scored = place.dataset_json["file_ending"], place.scored
-    runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, ending, folds=folds, device=place.device)
-    labels = {name: value for name, value in place.dataset_json["labels"].items() if value != 0}
+    scored = place.scored
+    runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
+    labels = dict(place.dataset_json["labels"])
+    ignored = labels.pop("ignore", None)
+    labels = {name: value for name, value in labels.items() if value != 0}
     rows = evaluate_folder(
         place.raw / place.protocol.scored_folders[1],
         place.own / PREDICTIONS_FOLDER,
         list(scored),
         labels,
         tolerance_mm=place.protocol.tolerance_mm,
-        file_ending=ending,
+        file_ending=place.dataset_json["file_ending"],
+        ignored=ignored,
     )
     write_table(place.own / CASES_FILE, rows)
     logs = [torch.load(path, map_location="cpu", weights_only=False)["logging"] for path in checkpoints]
@@ -214,7 +217,7 @@ def _self_training(place: Place) -> Trained:
     images = {folder: list_case_images(place.raw / folder, ending) for folder in ("imagesTr", IMAGES_UNLABELED)}
     pool = {case: images["imagesTr"][case] for case in split["unlabeled"]} | images[IMAGES_UNLABELED]
     labels = place.own / "pseudo_labels"
-    runs.predict_cases(first, pool, labels, ending, folds=(fold,), device=place.device)
+    runs.predict_cases(first, pool, labels, folds=(fold,), device=place.device)
     pseudo = {case: (files, labels / f"{case}{ending}") for case, files in pool.items()}
     preprocessed = _with_pseudo_labels(place, split, pseudo)
     model, folds, checkpoint = _train(place, fold=0, preprocessed=preprocessed)
@@ -295,7 +298,7 @@ def _batch_size(place: Place) -> int:
     return planned + (config.unlabeled_batch_size or planned)
 
 
-def _record(place: Place, begun: dict[str, str], labels: dict[str, int], cost: dict[str, Any]) -> dict[str, Any]:
+def _record(place: Place, begun: dict[str, str], labels: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)
@@ -322,6 +325,7 @@ def _record(place: Place, begun: dict[str, str], labels: dict[str, int], cost: d
         **cost,
         "tolerance_mm": protocol.tolerance_mm,
         "labels": labels,
+        "file_ending": place.dataset_json["file_ending"],
     }
 
 

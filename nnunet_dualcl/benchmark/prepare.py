@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import PREPARED_FILE
-from nnunet_dualcl.data.cases import list_case_images
-from nnunet_dualcl.data.splits import draw_splits, write_splits
+from nnunet_dualcl.data.cases import CaseImages, list_case_images
+from nnunet_dualcl.data.splits import Split, draw_splits, known_groups, of_groups, write_splits
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.evaluation.metrics import check_geometry, read_header
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 from nnunet_dualcl.preprocessing import preprocess_dataset
 from nnunet_dualcl.small_plans import write_small_plans
 from nnunet_dualcl.training.environment import nnunet_folders, variable
+
+_LOCK_FILE = "prepare.lock"
 
 
 def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
@@ -32,23 +38,34 @@ def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
         folder: of the benchmark, which nnU-Net's variables name already.
 
     Raises:
-        DualCLError: an unlabeled case cannot be preprocessed.
+        DualCLError: another process is at it, the folder was prepared from another source, or a case will not do.
     """
+    try:
+        with FileLock(folder / _LOCK_FILE, blocking=False):
+            _prepare(protocol, source, folder)
+    except Timeout:
+        raise DualCLError(f"Another process prepares {folder}. Wait for it, or end it.") from None
+
+
+def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
     stamp = folder / PREPARED_FILE
     if stamp.is_file():
+        prepared = json.loads(stamp.read_text(encoding="utf-8"))["source"]
+        if prepared != source.name:
+            raise DualCLError(f"{folder} was prepared from {prepared}, not from {source.name}. Give -o another folder.")
         return
     raw = folder / "nnUNet_raw" / protocol.dataset
     preprocessed = folder / "nnUNet_preprocessed" / protocol.dataset
     for unfinished in (raw, preprocessed):
         shutil.rmtree(unfinished, ignore_errors=True)
-    test = _raw_dataset(protocol, source, raw)
+    test, splits = _raw_dataset(protocol, source, raw)
     extract_fingerprints([protocol.dataset_id], num_processes=2, check_dataset_integrity=True)
     with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
         plan_experiments([protocol.dataset_id])
     if protocol.small_plans:
         write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **protocol.small_plans)
     preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [2])
-    write_splits(preprocessed / SPLITS_FILE, _splits(protocol, raw), force=True)
+    write_splits(preprocessed / SPLITS_FILE, splits, force=True)
     report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)
     if report.failed:
         raise DualCLError(f"Unlabeled cases that cannot be used: {report.failed}")
@@ -75,21 +92,27 @@ def check_source(protocol: Protocol, source: Path) -> None:
             raise DualCLError(f"{source / 'labelsTr'} lacks test_cases, or they repeat: {', '.join(missing)}.")
 
 
-def _splits(protocol: Protocol, raw: Path) -> list[dict[str, list[str]]]:
+def _splits(protocol: Protocol, pool: list[str], groups: Mapping[str, str] | None) -> list[Split]:
     """Draws of each labeled count, then one fold with the whole pool labeled; the validation cases are the same."""
-    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-    pool = list(list_case_images(raw / "imagesTr", dataset_json["file_ending"]))
     folds = []
     for count in protocol.labeled:
         folds += draw_splits(
-            pool, labeled=count, validation=protocol.validation_cases, draws=protocol.draws, seed=protocol.seed
+            pool,
+            labeled=count,
+            validation=protocol.validation_cases,
+            draws=protocol.draws,
+            seed=protocol.seed,
+            groups=groups,
         )
     first = folds[0]
     return [*folds, {"train": sorted(first["train"] + first["unlabeled"]), "val": first["val"]}]
 
 
-def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
-    """Write the raw dataset with the test cases in ``imagesTs`` and ``labelsTs``; returns their names."""
+def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> tuple[list[str], list[Split]]:
+    """Write the raw dataset with the test cases in ``imagesTs`` and ``labelsTs``; returns their names and the splits.
+
+    Further unlabeled images of a patient who is tested or validated are left out.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         if _is_decathlon(source):
             source = _converted(protocol, source, Path(scratch))
@@ -98,26 +121,59 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> list[str]:
             dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
         ending = dataset_json["file_ending"]
         cases = list_case_images(source / "imagesTr", ending)
-        test = _test_cases(protocol, sorted(cases))
+        labels = {case: source / "labelsTr" / f"{case}{ending}" for case in cases}
+        _check_labels(cases, labels)
+        groups = known_groups(source)
+        test = _test_cases(protocol, sorted(cases), groups)
+        splits = _splits(protocol, sorted(set(cases) - set(test)), groups)
         for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             (raw / role).mkdir(parents=True)
         for case, images in cases.items():
             side = "Ts" if case in test else "Tr"
             for image in images:
                 shutil.copyfile(image, raw / f"images{side}" / image.name)
-            shutil.copyfile(source / "labelsTr" / f"{case}{ending}", raw / f"labels{side}" / f"{case}{ending}")
-        for name in (IMAGES_UNLABELED, "unlabeled"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, raw / IMAGES_UNLABELED)
+            shutil.copyfile(labels[case], raw / f"labels{side}" / labels[case].name)
+        unlabeled = {
+            case: images
+            for name in (IMAGES_UNLABELED, "unlabeled")
+            for case, images in list_case_images(source / name, ending).items()
+        }
+        for case in of_groups(unlabeled, [*test, *splits[0]["val"]], groups or {}):
+            del unlabeled[case]
+        if unlabeled:
+            (raw / IMAGES_UNLABELED).mkdir()
+        for image in itertools.chain(*unlabeled.values()):
+            shutil.copyfile(image, raw / IMAGES_UNLABELED / image.name)
         content = {**dataset_json, "numTraining": len(cases) - len(test)}
         (raw / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return test
+    return test, splits
 
 
-def _test_cases(protocol: Protocol, cases: list[str]) -> list[str]:
+def _check_labels(cases: CaseImages, labels: Mapping[str, Path]) -> None:
+    """Each case has a label on the voxels of its image; scoring, at the very end, would stop otherwise."""
+    missing = [case for case, label in labels.items() if not label.is_file()]
+    if missing:
+        raise DualCLError(
+            f"No label for {', '.join(missing[:5])}{' ...' if missing[5:] else ''} in {labels[missing[0]].parent}. "
+            f"Move images without labels into {IMAGES_UNLABELED}."
+        )
+    for case, label in labels.items():
+        image = cases[case][0]
+        check_geometry(read_header(image), read_header(label), image, label)
+
+
+def _test_cases(protocol: Protocol, cases: list[str], groups: Mapping[str, str] | None) -> list[str]:
+    """Sorted; of a number, whole patients until there are as many cases."""
+    group_of = {case: (groups or {}).get(case, case) for case in cases}
     if isinstance(protocol.test_cases, int):
-        chosen = np.random.default_rng(protocol.seed).permutation(cases)[: protocol.test_cases]
-        return sorted(str(case) for case in chosen)
+        chosen: list[str] = []
+        for group in np.random.default_rng(protocol.seed).permutation(sorted(set(group_of.values()))):
+            if len(chosen) < protocol.test_cases:
+                chosen += [case for case in cases if group_of[case] == group]
+        return sorted(chosen)
+    split = sorted(set(of_groups(cases, protocol.test_cases, group_of)) - set(protocol.test_cases))
+    if split:
+        raise DualCLError(f"test_cases leaves out other scans of its patients: {', '.join(split)}. Add them.")
     return sorted(protocol.test_cases)
 
 

@@ -15,6 +15,9 @@ from nnunet_dualcl.benchmark.results import ALL_LABELED
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
 
+CONFIGURATIONS = ("3d_fullres", "3d_lowres", "2d")
+"""Of nnU-Net's plans, those that every arm trains."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,7 +48,8 @@ class Protocol:
     dataset_name: str
     """Without number, as in ``Hippocampus``."""
     labeled: tuple[int, ...]
-    """Counts of labeled cases."""
+    """Counts of labeled cases; of patients, with all of their cases, where the source has ``conversion/patients.csv``.
+    So are ``validation_cases``; test patients are drawn until there are ``test_cases`` cases."""
     arms: Mapping[str, int]
     """Arm -> draws of it, at most ``draws``."""
     steps: int
@@ -76,6 +80,7 @@ class Protocol:
     """Of the surface Dice."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("labeled", "baselines"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.test_cases, int):
@@ -100,6 +105,34 @@ class Protocol:
             raise DualCLError(f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}).")
         for name in self.arms:  # unknown keys show now
             self.training_config(self.arm(name).config, draw=0)
+
+    def _check_types(self) -> None:
+        """YAML gives anything anywhere."""
+
+        def require(holds: object, name: str, allowed: str) -> None:
+            if not holds:
+                raise DualCLError(f"{name} must be {allowed}; got {getattr(self, name)!r}.")
+
+        least = {"steps": 1, "steps_per_epoch": 1, "validation_cases": 1, "draws": 1, "seed": 0, "dataset_id": 1}
+        for name, number in least.items():
+            require(_is_count(getattr(self, name), number), name, f"a whole number, at least {number}")
+        for name in ("arms", "only_at", "small_plans", "config", "dataset_json", "variants"):
+            require(isinstance(getattr(self, name), Mapping), name, "'key: value' lines")
+        for name in ("labeled", "baselines"):
+            values = getattr(self, name)
+            require(isinstance(values, list | tuple) and len(set(values)) == len(values), name, "different values")
+        require(self.labeled and all(_is_count(count, 1) for count in self.labeled), "labeled", "whole numbers")
+        require(all(_is_count(draws, 0) for draws in self.arms.values()), "arms", "a number of draws each")
+        require(all(isinstance(counts, list | tuple) for counts in self.only_at.values()), "only_at", "lists")
+        cases = self.test_cases
+        require(isinstance(cases, list | tuple) or _is_count(cases, 1), "test_cases", "a whole number or cases")
+        tolerance = self.tolerance_mm
+        require(isinstance(tolerance, int | float) and tolerance >= 0, "tolerance_mm", "0 or more")
+        require(self.configuration in CONFIGURATIONS, "configuration", f"one of {', '.join(CONFIGURATIONS)}")
+        unknown = sorted(set(self.baselines) - set(ARMS) - set(self.variants))
+        require(not unknown, "baselines", f"arms, among which are no {', '.join(unknown)}")
+        set_here = sorted(set(self.config) & set(_shared_config(self, draw=0)))
+        require(not set_here, "config", f"without {', '.join(set_here)}, which steps, steps_per_epoch and seed set")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Protocol:
@@ -183,19 +216,27 @@ class Protocol:
 
     def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:
         """Configuration of an arm: its own settings over the protocol's."""
-        shared = {
-            "num_epochs": self.steps // self.steps_per_epoch,
-            "num_iterations_per_epoch": self.steps_per_epoch,
-            "num_val_iterations_per_epoch": 5,
-            "seed": self.seed + draw,
-        }
-        return DualCLConfig.from_mapping({**shared, **self.config, **overrides}, source="the protocol's config")
+        values = {**_shared_config(self, draw=draw), **self.config, **overrides}
+        return DualCLConfig.from_mapping(values, source="the protocol's config")
 
     def fold(self, job: Job) -> int:
         """Index of the job's cases in the split file."""
         if job.labeled == ALL_LABELED:
             return len(self.labeled) * self.draws
         return self.labeled.index(int(job.labeled)) * self.draws + job.draw
+
+
+def _shared_config(protocol: Protocol, *, draw: int) -> dict[str, int]:
+    return {
+        "num_epochs": protocol.steps // protocol.steps_per_epoch,
+        "num_iterations_per_epoch": protocol.steps_per_epoch,
+        "num_val_iterations_per_epoch": 5,
+        "seed": protocol.seed + draw,
+    }
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_variant(name: str, variant: Mapping[str, Any]) -> None:

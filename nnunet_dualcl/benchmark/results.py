@@ -65,9 +65,14 @@ class Results:
     unfinished: tuple[str, ...]
 
     @property
-    def labels(self) -> dict[str, int]:
-        """Name to value, the same in all jobs, without the background."""
+    def labels(self) -> dict[str, int | list[int]]:
+        """Name to value, or to a region's values, the same in all jobs, without the background."""
         return {name: value for name, value in self.records[0]["labels"].items() if value != 0}
+
+    @property
+    def file_ending(self) -> str:
+        """Of images and segmentations."""
+        return str(self.records[0].get("file_ending", ".nii.gz"))
 
     def job_folder(self, name: str) -> Path:
         """Folder of the job ``name``."""

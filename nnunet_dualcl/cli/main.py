@@ -16,6 +16,7 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     CONFIG_VARIABLE,
     EXT_TRAINER_VARIABLE,
+    IMAGES_UNLABELED,
     SPLITS_FILE,
     dataset_name,
     required_folder,
@@ -71,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--draws", type=int, default=5, help="draws of the labeled cases, one a fold (default 5)")
     command.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    command.add_argument("--groups", type=Path, help="CSV, TSV or JSON: case -> patient; patients stay on one side")
+    command.add_argument(
+        "--groups",
+        type=Path,
+        help="CSV, TSV or JSON: case -> patient; patients stay on one side (default: what a conversion wrote)",
+    )
     command.add_argument("--exclude", type=Path, help="text file of cases, one a line, to leave out (a test set)")
     command.add_argument("--force", action="store_true", help="replace an existing split file")
     command.set_defaults(run=_split)
@@ -140,33 +145,43 @@ def _doctor(_: argparse.Namespace) -> int:
 def _split(arguments: argparse.Namespace) -> int:
     import json
 
-    from nnunet_dualcl.data.cases import raw_training_images
-    from nnunet_dualcl.data.splits import draw_splits, read_groups, replace_splits
+    from nnunet_dualcl.data.cases import list_case_images, raw_training_images
+    from nnunet_dualcl.data.splits import draw_splits, known_groups, of_groups, read_groups, replace_splits
 
     name = dataset_name(arguments.d)
     raw = required_folder("nnUNet_raw") / name
     if not (raw / "dataset.json").is_file():
         raise DualCLError(f"{raw / 'dataset.json'} does not exist. Convert the dataset to nnU-Net's raw format first.")
-    cases = list(raw_training_images(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8"))))
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    cases = list(raw_training_images(raw, dataset_json))
     try:
         excluded = arguments.exclude.read_text(encoding="utf-8-sig").split() if arguments.exclude else []
     except OSError as error:
         raise DualCLError(f"Cannot read the list of excluded cases {arguments.exclude}: {error.strerror}.") from None
+    groups = read_groups(arguments.groups) if arguments.groups else known_groups(raw)
     splits = draw_splits(
         cases,
         labeled=arguments.labeled,
         validation=arguments.val,
         draws=arguments.draws,
         seed=arguments.seed,
-        groups=read_groups(arguments.groups) if arguments.groups else None,
+        groups=groups,
         excluded=excluded,
     )
+    unlabeled = list_case_images(raw / IMAGES_UNLABELED, dataset_json["file_ending"])
+    shared = of_groups(unlabeled, [*splits[0]["val"], *excluded], groups or {})
+    if shared:
+        raise DualCLError(
+            f"{raw / IMAGES_UNLABELED} holds scans of validation or excluded patients, and training would see them: "
+            f"{', '.join(shared)}. Move these out of that folder and repeat; the draw stays the same."
+        )
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
     replace_splits(raw, path, splits, force=arguments.force)
     first = splits[0]
     print(
         f"{path}: {len(splits)} fold(s), each with {len(first['train'])} labeled, {len(first['unlabeled'])} "
-        f"unlabeled and {len(first['val'])} validation cases (seed {arguments.seed})."
+        f"unlabeled and {len(first['val'])} validation cases (seed {arguments.seed}"
+        f"{', whole patients' if groups else ''})."
     )
     return 0
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import REPLACED_SPLITS_FILE, SPLITS_FILE
+from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
 
 Split = dict[str, list[str]]
 
@@ -111,6 +111,18 @@ def read_groups(path: Path) -> dict[str, str]:
         if groups.setdefault(case, group) != group:
             raise DualCLError(f"{path}, line {number}: {case} is of {groups[case]} and of {group}. Keep one line.")
     return groups
+
+
+def known_groups(raw_dataset_folder: Path) -> dict[str, str] | None:
+    """Case -> patient as ``dualcl convert`` wrote it beside a dataset; None where there is no such file."""
+    path = raw_dataset_folder / PATIENTS_FILE
+    return read_groups(path) if path.is_file() else None
+
+
+def of_groups(cases: Iterable[str], held: Iterable[str], groups: Mapping[str, str]) -> list[str]:
+    """Those of ``cases`` that share a patient with one of ``held``, sorted."""
+    theirs = {groups.get(case, case) for case in held}
+    return sorted(case for case in cases if groups.get(case, case) in theirs)
 
 
 def replace_splits(raw_dataset_folder: Path, path: Path, splits: Sequence[Split], *, force: bool) -> None:

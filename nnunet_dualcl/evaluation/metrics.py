@@ -23,8 +23,10 @@ EMPTY_RULE = (
 )
 """What is done where a structure is empty; reports print it."""
 
-_GEOMETRY_TOLERANCE = 1e-3
-"""Largest difference of spacing and origin (mm) and of direction cosines between two files of one case."""
+_VOXEL_TOLERANCE = 1e-2
+"""Largest difference of spacing and origin between two files of one case, in smallest voxel edges."""
+_DIRECTION_TOLERANCE = 1e-3
+"""The same of direction cosines."""
 _MARGIN_VOXELS = 1
 """Around the joint bounding box; one voxel of background, so that the crop ends where the structures end."""
 
@@ -92,32 +94,42 @@ def segmentation_metrics(
 
 
 def evaluate_case(
-    reference_file: Path, prediction_file: Path, labels: Mapping[str, int], tolerance_mm: float
+    reference_file: Path,
+    prediction_file: Path,
+    labels: Mapping[str, int | Sequence[int]],
+    tolerance_mm: float,
+    *,
+    ignored: int | None = None,
 ) -> list[dict[str, Any]]:
     """Compare two files in every label.
 
     Args:
         reference_file: any format that SimpleITK reads; the case is named after it, without ``.nii.gz``.
         prediction_file: on the same grid of voxels.
-        labels: name to value; 0, the background, is passed over.
+        labels: name to value, or to the values that make up a region; 0, the background, is passed over.
         tolerance_mm: of the normalized surface Dice.
+        ignored: value of the reference where nobody annotated; these voxels are background in both.
 
     Returns:
         A row a label, in the order given, with the keys ``case``, ``label`` (its name) and those of ``METRICS``.
 
     Raises:
         DualCLError: a file is missing, cannot be read or holds fractions, or size, spacing, origin or direction of
-            the two differ by more than 1e-3.
+            the two differ: by more than a hundredth of a voxel, directions by more than 1e-3.
     """
     reference, prediction = read_image(reference_file), read_image(prediction_file)
-    _check_geometry(reference, prediction, reference_file, prediction_file)
-    arrays = _labels_of(reference, reference_file), _labels_of(prediction, prediction_file)
+    check_geometry(reference, prediction, reference_file, prediction_file)
+    arrays = [_labels_of(reference, reference_file), _labels_of(prediction, prediction_file)]
+    if ignored is not None:
+        known = arrays[0] != ignored
+        arrays = [np.where(known, array, 0) for array in arrays]
     case = reference_file.name.removesuffix(".gz").rpartition(".")[0]
     rows = []
     for name, value in labels.items():
         if value != 0:
+            a, b = (np.isin(array, value) for array in arrays)
             scores = segmentation_metrics(
-                *arrays, label=value, spacing_mm=reference.GetSpacing()[::-1], tolerance_mm=tolerance_mm
+                a, b, label=1, spacing_mm=reference.GetSpacing()[::-1], tolerance_mm=tolerance_mm
             )
             rows.append({"case": case, "label": name, **asdict(scores)})
     return rows
@@ -127,10 +139,11 @@ def evaluate_folder(
     references: Path,
     predictions: Path,
     cases: Iterable[str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | Sequence[int]],
     *,
     tolerance_mm: float,
     file_ending: str = ".nii.gz",
+    ignored: int | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the cases named, in sorted order; other files of the two folders are not opened.
 
@@ -138,9 +151,10 @@ def evaluate_folder(
         references: folder of references, named ``CASE`` and ``file_ending``.
         predictions: folder of predictions, named alike.
         cases: names of the cases.
-        labels: name to value; 0, the background, is passed over.
+        labels: name to value or values, as in ``evaluate_case``.
         tolerance_mm: of the normalized surface Dice.
         file_ending: of both, with its dot.
+        ignored: as in ``evaluate_case``.
 
     Returns:
         The rows of ``evaluate_case``, case after case.
@@ -154,7 +168,7 @@ def evaluate_folder(
     rows = []
     for name in names:
         file = f"{name}{file_ending}"
-        rows += evaluate_case(references / file, predictions / file, labels, tolerance_mm)
+        rows += evaluate_case(references / file, predictions / file, labels, tolerance_mm, ignored=ignored)
     return rows
 
 
@@ -211,6 +225,21 @@ def read_image(file: Path) -> sitk.Image:
         raise DualCLError(f"{file} cannot be read as an image; write it again. SimpleITK says: {error}") from error
 
 
+def read_header(file: Path) -> sitk.ImageFileReader:
+    """Size, spacing, origin and direction of an image file, without its voxels.
+
+    Raises:
+        DualCLError: unreadable.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DualCLError(f"{file} cannot be read as an image; write it again. SimpleITK says: {error}") from error
+    return reader
+
+
 def _labels_of(image: sitk.Image, file: Path) -> np.ndarray:
     """Integers (z, y, x) of an image; some tools store labels as floating-point numbers."""
     array: np.ndarray = sitk.GetArrayFromImage(image)
@@ -222,12 +251,28 @@ def _labels_of(image: sitk.Image, file: Path) -> np.ndarray:
     return whole
 
 
-def _check_geometry(reference: sitk.Image, prediction: sitk.Image, reference_file: Path, prediction_file: Path) -> None:
-    for name in ("Size", "Spacing", "Origin", "Direction"):
-        ours, theirs = (np.array(getattr(image, f"Get{name}")(), dtype=float) for image in (reference, prediction))
-        tolerance = 0 if name == "Size" else _GEOMETRY_TOLERANCE
+def check_geometry(
+    reference: sitk.Image | sitk.ImageFileReader,
+    other: sitk.Image | sitk.ImageFileReader,
+    reference_file: Path,
+    other_file: Path,
+) -> None:
+    """Refuse two files of one case, read whole or their headers, that are not on one grid of voxels.
+
+    Raises:
+        DualCLError: naming both, and what differs.
+    """
+    edge = min(reference.GetSpacing())
+    tolerances = {
+        "Size": 0.0,
+        "Spacing": _VOXEL_TOLERANCE * edge,
+        "Origin": _VOXEL_TOLERANCE * edge,
+        "Direction": _DIRECTION_TOLERANCE,
+    }
+    for name, tolerance in tolerances.items():
+        ours, theirs = (np.array(getattr(image, f"Get{name}")(), dtype=float) for image in (reference, other))
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=tolerance):
             raise DualCLError(
-                f"{reference_file} and {prediction_file} differ in {name.lower()}: {ours.tolist()} and "
-                f"{theirs.tolist()}. Predict from the image that belongs to the reference."
+                f"{reference_file} and {other_file} differ in {name.lower()}: {ours.tolist()} and {theirs.tolist()}. "
+                "A segmentation lies on the voxels of its image; resample it, or take the image that belongs to it."
             )

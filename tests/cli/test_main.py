@@ -136,6 +136,24 @@ def test_split_keeps_patients_together_and_leaves_out_the_excluded(folders: Path
         assert set(fold["train"] + fold["val"] + fold["unlabeled"]) == left
 
 
+def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = folders / "nnUNet_raw" / NAME
+    (raw / "conversion").mkdir()
+    lines = ["case,patient", *(f"{case},p{number // 2}" for number, case in enumerate(CASES))]
+    (raw / "conversion" / "patients.csv").write_text("\n".join([*lines, "more,p3", "new,p9"]), encoding="utf-8")
+    assert split("--val", "1") == 0
+    assert "(seed 0, whole patients)." in capsys.readouterr().out
+    assert all(len(fold["val"]) == 2 for fold in read(folders))
+    patient = CASES.index(read(folders)[0]["val"][0]) // 2
+    (raw / "imagesUnlabeled").mkdir()
+    for case in ("more", "new"):
+        (raw / "imagesUnlabeled" / f"{case}_0000.nii.gz").touch()
+    text = (raw / "conversion" / "patients.csv").read_text(encoding="utf-8")
+    (raw / "conversion" / "patients.csv").write_text(text.replace("more,p3", f"more,p{patient}"), encoding="utf-8")
+    assert split("--val", "1", "--force") == 2
+    assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

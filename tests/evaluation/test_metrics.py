@@ -206,11 +206,29 @@ def test_a_case_has_a_row_a_label(tmp_path: Path) -> None:
     )
 
 
+def test_regions_are_unions_and_what_nobody_annotated_does_not_count(tmp_path: Path) -> None:
+    reference, prediction = maps()
+    files = write(tmp_path / "a.nii.gz", reference), write(tmp_path / "b.nii.gz", prediction)
+    whole, tail = evaluate_case(*files, {"background": 0, "whole": [1, 2], "tail": 2}, 1.0)
+    together = [(array > 0).astype(np.uint8) for array in (reference, prediction)]
+    expected = segmentation_metrics(*together, label=1, spacing_mm=SPACING, tolerance_mm=1.0)
+    assert whole == {"case": "a", "label": "whole", **vars(expected)}
+    assert tail["dice"] == 0
+
+    partly = reference.copy()
+    partly[:, :, 12:] = 9  # not annotated; the prediction goes on there
+    rows = evaluate_case(write(tmp_path / "c.nii.gz", partly), files[1], LABELS, 1.0, ignored=9)
+    known = [np.where(partly == 9, 0, array) for array in (reference, prediction)]
+    for row, label in zip(rows, (1, 2), strict=True):
+        expected = segmentation_metrics(*known, label=label, spacing_mm=SPACING, tolerance_mm=1.0)
+        assert row["dice"] == expected.dice
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spacing": (0.8, 1.0, 2.502)}, "spacing"),
-        ({"origin": (-5.0, 12.5, 40.002)}, "origin"),
+        ({"spacing": (0.8, 1.0, 2.51)}, "spacing"),
+        ({"origin": (-5.0, 12.5, 40.01)}, "origin"),
         ({"turned_degrees": 0.5}, "direction"),
     ],
 )
@@ -232,7 +250,7 @@ def test_rounding_of_the_header_is_accepted(tmp_path: Path) -> None:
     reference, prediction = maps()
     files = (
         write(tmp_path / "a.nii.gz", reference),
-        write(tmp_path / "b.nii.gz", prediction, origin=(-5, 12.5, 40.0005)),
+        write(tmp_path / "b.nii.gz", prediction, origin=(-5, 12.5, 40.002)),
     )
     assert len(evaluate_case(*files, LABELS, 1.0)) == 2
 
