@@ -96,5 +96,5 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_copied(source: Pa
 def test_a_folder_keeps_its_source(tmp_path: Path) -> None:
     (tmp_path / "prepared.json").write_text(json.dumps({"source": "scans", "test": []}), encoding="utf-8")
     prepare(Protocol(**SETTINGS), tmp_path / "scans", tmp_path)
-    with pytest.raises(DualCLError, match="was prepared from scans, not from others. Give -o another folder"):
+    with pytest.raises(DualCLError, match="was prepared from scans, not from others"):
         prepare(Protocol(**SETTINGS), tmp_path / "others", tmp_path)
