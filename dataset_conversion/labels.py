@@ -76,3 +76,15 @@ def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, 
         overlaps |= mask & (merged != 0) & (merged != value)
         merged[mask & (merged == 0)] = value
     return merged, int(overlaps.sum())
+
+
+def merge_labels(label: np.ndarray, other: np.ndarray) -> list[str]:
+    """Put ``other`` into ``label`` (both z, y, x), smaller values first; slice by slice, as whole volumes are large."""
+    contested = 0
+    for own, added in zip(label, other, strict=True):
+        values = np.union1d(own[own != 0], added[added != 0])
+        masks = ((int(value), each == value) for value in values for each in (own, added))
+        merged, overlapping = merge_structures(masks, own.shape)
+        own[:] = merged
+        contested += overlapping
+    return [f"{contested} voxels are of several objects; the label named first has them"] if contested else []

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto
-from nnunet_dualcl.dataset_conversion.labels import mapped_values, whole_numbers
+from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_labels, whole_numbers
 from nnunet_dualcl.dataset_conversion.picture import overlay
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
 from nnunet_dualcl.errors import DualCLError
@@ -160,7 +160,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
     scan = case.load()
     notes = list(scan.notes)
     channels = _checked_channels(scan, plan, options, notes)
-    role, label = _checked_label(case.role, scan.label, channels[0], plan, options, notes)
+    role, label = _checked_label(case.role, scan, channels[0], plan, options, notes)
     record = Record(
         name=case.name,
         patient=case.patient,
@@ -239,27 +239,20 @@ def _storable(image: sitk.Image, name: str) -> sitk.Image:
 
 
 def _checked_label(
-    role: Role, label: sitk.Image | None, image: sitk.Image, plan: Plan, options: Options, notes: list[str]
+    role: Role, scan: Scan, image: sitk.Image, plan: Plan, options: Options, notes: list[str]
 ) -> tuple[Role, sitk.Image | None]:
     """The role that the case gets and the label to write."""
     if role is Role.UNLABELED:
         return role, None
-    if label is None:
+    if scan.label is None:
         if role is Role.LABELED:
             raise DualCLError("has no label. Add it, or take the case as unlabeled.")
         return role, None
-    difference = grid_difference(label, image)
-    if difference is not None:
-        if not options.resample_labels:
-            raise DualCLError(
-                f"the label is on another grid than its image: {difference}. Is it the label of this image? If so, "
-                "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
-            )
-        before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
-        label = onto(label, image, nearest=True)
-        after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
-        notes.append(f"the label was resampled ({difference}); its volume went from {before} to {after} mm3")
-    values = mapped_values(whole_numbers(label), plan.value_map, plan.label_values)
+    numbers = whole_numbers(_fitted(scan.label, "the label", image, options, notes))
+    for channel, label in scan.more_labels:
+        more = _fitted(label, f"the label drawn on channel {channel}", image, options, notes)
+        notes += merge_labels(numbers, whole_numbers(more))
+    values = mapped_values(numbers, plan.value_map, plan.label_values)
     if not values.any():
         if options.empty_labels == "refuse":
             raise DualCLError(
@@ -273,6 +266,23 @@ def _checked_label(
     checked = sitk.GetImageFromArray(values)
     checked.CopyInformation(image)  # within the tolerance; nnU-Net's own check allows less
     return role, checked
+
+
+def _fitted(label: sitk.Image, what: str, image: sitk.Image, options: Options, notes: list[str]) -> sitk.Image:
+    """The label on the image's grid."""
+    difference = grid_difference(label, image)
+    if difference is None:
+        return label
+    if not options.resample_labels:
+        raise DualCLError(
+            f"{what} is on another grid than its image: {difference}. Is it the label of this image? If so, "
+            "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
+        )
+    before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+    label = onto(label, image, nearest=True)
+    after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+    notes.append(f"{what} was resampled ({difference}); its volume went from {before} to {after} mm3")
+    return label
 
 
 def _voxels(label: sitk.Image, plan: Plan) -> dict[str, int]:
