@@ -72,6 +72,11 @@ def record_path(target: Path, case: str) -> Path:
     return target / CASES_FOLDER / f"{case}.json"
 
 
+def write_record(target: Path, record: Record) -> None:
+    """Write the record of a case whose files are all there."""
+    write_text(record_path(target, record.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+
+
 def read_record(target: Path, case: str) -> Record | None:
     """The record of a case that was converted before, or None."""
     path = record_path(target, case)
@@ -181,7 +186,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
                 sitk.WriteImage(image, str(partial), useCompression=True)
         with replacing(target / picture) as partial:
             overlay(channels, label).save(partial)
-        write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+        write_record(target, record)
     except BaseException:
         remove(target, case.name, len(channels))
         raise

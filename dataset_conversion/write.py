@@ -31,6 +31,7 @@ from nnunet_dualcl.dataset_conversion.one_case import (
     is_finished,
     read_record,
     remove,
+    write_record,
 )
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
@@ -67,24 +68,29 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
     plan = without_test_patients(plan)
     check_plan(plan)
     _check_target(plan, target, options)
-    finished = {name: record for name, record in _stored(plan, target) if record is not None}
+    finished = _finished(plan, target)
     remaining = {case.name: case for case in plan.cases if case.name not in finished}
     _check_disk(target, list(remaining.values()))
     with _alone(target):
         return _write_dataset(plan, target, options, remaining, finished)
 
 
-def _stored(plan: Plan, target: Path) -> Iterator[tuple[str, Record | None]]:
-    """Each case with its record, where it is finished."""
+def _finished(plan: Plan, target: Path) -> dict[str, Record]:
+    """Records of finished cases, by name, under the patient and place of now: other patients may have come between."""
+    found = {}
     for case in plan.cases:
         record = read_record(target, case.name)
-        yield case.name, record if is_finished(record, target, case, len(plan.channels)) else None
+        if is_finished(record, target, case, len(plan.channels)):
+            found[case.name] = replace(record, patient=case.patient, where=case.where)
+    return found
 
 
 def _write_dataset(
     plan: Plan, target: Path, options: Options, remaining: Mapping[str, SourceCase], finished: dict[str, Record]
 ) -> ConversionReport:
     _begin(plan, target, options, list(remaining))
+    for record in finished.values():
+        write_record(target, record)
     failed = _convert(plan, target, options, remaining, finished)
     kept, dropped = without_leaks(list(finished.values()), plan.split)
     for name in (*remaining.keys() - finished.keys(), *(record.name for record, _ in dropped)):

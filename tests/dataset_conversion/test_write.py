@@ -590,3 +590,17 @@ def test_a_resumed_conversion_leaves_a_redrawn_split_alone(toy: Plan, tmp_path: 
     write_dataset(toy, target, replace(ALONE, resume=True))
     assert (target / "splits_of_conversion.json").is_file()
     assert not (target / "splits_final.json").exists()
+
+
+def test_a_finished_case_is_of_the_patient_that_it_has_now(tmp_path: Path) -> None:
+    """A further patient before the others shifts their numbers; p2 was another one, and a and c are one patient."""
+    cases = [source_case(tmp_path / "source", name, patient="p1") for name in ("a", "b", "c")]
+    cases[1:] = [replace(cases[1], patient="p2"), replace(cases[2], load=partial(fail, DualCLError("not yet")))]
+    write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    cases[2] = source_case(tmp_path / "source", "c")
+    moved = [replace(case, patient=patient) for case, patient in zip(cases, ("p2", "p3", "p2"), strict=True)]
+    report = write_dataset(plan_of(*moved), tmp_path / NAME, replace(ALONE, resume=True))
+    assert [record.patient for record in report.records] == ["p2", "p3", "p2"]
+    assert sorted(fold["val"] for fold in report.folds) == [["a", "c"], ["b"]]
+    write_dataset(plan_of(*moved), tmp_path / "new" / NAME, ALONE)
+    assert everything_in(tmp_path / NAME) == everything_in(tmp_path / "new" / NAME)
