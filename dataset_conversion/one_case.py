@@ -27,9 +27,8 @@ CASES_FOLDER = Path("conversion") / "cases"
 IMAGE_FOLDERS = {Role.LABELED: "imagesTr", Role.TEST: "imagesTs", Role.UNLABELED: IMAGES_UNLABELED}
 LABEL_FOLDERS = {Role.LABELED: "labelsTr", Role.TEST: "labelsTs"}
 
-_READ_WHOLE = 2**26
-"""Bytes up to which all of a source file counts for its hash; of larger ones, pieces spread over them."""
-_PIECE, _PIECES = 2**16, 256
+_CHUNK = 2**20
+"""Bytes of a source file in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,15 @@ def remove(target: Path, case: str, num_channels: int) -> None:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Of names, sizes and contents; of large files, of pieces all over them. Files that are gone count as empty."""
+    """Of names, sizes and contents. Files that are gone count as empty."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
         try:
-            size = path.stat().st_size
-            digest.update(str(size).encode())
+            digest.update(str(path.stat().st_size).encode())
             with path.open("rb") as stream:
-                for start in range(0, size, _PIECE if size <= _READ_WHOLE else max(_PIECE, size // _PIECES)):
-                    stream.seek(start)
-                    digest.update(stream.read(_PIECE))
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
         except OSError:
             continue
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from synthetic_volumes import slabs, volume, write
 
 from nnunet_dualcl.data.cases import unlabeled_case_images
 from nnunet_dualcl.dataset_conversion import write as writer
+from nnunet_dualcl.dataset_conversion.one_case import hash_of
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
 from nnunet_dualcl.errors import DualCLError
@@ -370,6 +371,17 @@ def test_a_correction_in_place_is_noticed(toy: Plan, tmp_path: Path) -> None:
     write_dataset(toy, tmp_path / NAME, replace(ALONE, resume=True))
     assert abs(label.stat().st_size - size) < 9
     assert everything_in(tmp_path / NAME)["labelsTr/l1.nii.gz"] != before
+
+
+def test_a_correction_within_a_large_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "label.nii"
+    with path.open("wb") as stream:
+        stream.truncate(70 * 2**20)
+    before = hash_of([path])
+    with path.open("r+b") as stream:
+        stream.seek(100_003)
+        stream.write(b"\2")
+    assert hash_of([path]) != before
 
 
 def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
