@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ def plan(
     files = files_below(source)
     found: dict[str, _Found] = {}
     refused: list[Refusal] = []
+    damaged: list[Refusal] = []
     idle: list[str] = []
     for relative in files:
         match = label_pattern.fullmatch(relative) if label_pattern else None
@@ -122,7 +124,7 @@ def plan(
     for key, case in sorted(found.items()):
         fault = _fault(key, case, list(channels), structures is not None, found)
         if fault is not None:
-            refused.append(Refusal(key, fault))
+            (refused if case.images else damaged).append(Refusal(key, fault))
             continue
         tested = test_pattern is not None and test_pattern.search(case.images[0][0]) is not None
         role = Role.TEST if tested else Role.LABELED if case.labels else Role.UNLABELED
@@ -146,6 +148,7 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         notes=tuple(notes),
         value_map={} if structures is not None else _value_map(labels),
         settings={
@@ -269,7 +272,8 @@ def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _case_of(match: re.Match[str], found: dict[str, _Found]) -> _Found:
-    groups = match.groupdict()
+    # macOS writes accents as signs of their own, other systems do not
+    groups = {name: text and unicodedata.normalize("NFC", text) for name, text in match.groupdict().items()}
     case, patient = groups.get("case"), groups.get("patient")
     case = None if case is None else case.removesuffix(ending_of(Path(case)) or "")  # of patterns such as images/*
     key = f"{patient}_{case}" if case and patient else case or patient or ""

@@ -1,6 +1,7 @@
 """Trees of volume files: what becomes a case, in which role, and what is left out."""
 
 import argparse
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def roles(plan: Plan) -> dict[str, str]:
 
 
 def refused(plan: Plan) -> dict[str, str]:
-    return {each.where: each.reason for each in plan.refused}
+    return {each.where: each.reason for each in (*plan.refused, *plan.damaged)}
 
 
 def test_cases_without_a_label_are_unlabeled(tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_faults_of_one_case_leave_the_others(tmp_path: Path) -> None:
     assert roles(plan) == {"b": "labeled"}
     assert "2 files for one place: 1/a.nii.gz, 2/a.nii.gz" in refused(plan)["a"]
     assert "no image" in refused(plan)["c"]
+    assert [each.where for each in plan.damaged] == ["c"]  # somebody has drawn it, so it counts as failed
 
 
 @pytest.mark.parametrize(
@@ -255,3 +257,9 @@ def test_a_case_of_two_patients_is_a_fault(tmp_path: Path) -> None:
     plan = folder.plan(tmp_path, **{**ONE_FILE, **patterns})
     assert roles(plan) == {"q_c": "unlabeled"}
     assert refused(plan)["p1_a_b"] == "is of several patients by its files: p1, p1_a. Narrow the pattern"
+
+
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "img" / unicodedata.normalize("NFC", "Zoë.nii.gz"), volume())
+    write(tmp_path / "seg" / unicodedata.normalize("NFD", "Zoë.nii.gz"), volume(slabs(1), np.uint8))
+    assert roles(folder.plan(tmp_path, **ONE_FILE)) == {"Zoe": "labeled"}
