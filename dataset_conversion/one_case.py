@@ -227,17 +227,16 @@ def _storable(image: sitk.Image, name: str) -> sitk.Image:
     """
     for key in image.GetMetaDataKeys():  # descriptions, names and paths of the source must not travel on
         image.EraseMetaData(key)
+    if image.GetPixelID() == sitk.sitkFloat64:
+        image = sitk.Cast(image, sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
     low, high = values.min(), values.max()
     if low == high:
         raise DualCLError(f"channel {name} is {low} in every voxel. The scan is empty; take it out.")
-    if values.dtype == np.float64:
-        return sitk.Cast(image, sitk.sitkFloat32)
-    if values.dtype in (np.int64, np.uint64, np.uint32):
-        if low < -(2**31) or high >= 2**31:
-            raise DualCLError(f"channel {name} has values up to {high}, beyond 32 bits. Scale them down.")
-        return sitk.Cast(image, sitk.sitkInt32)
-    return image
+    wide = values.dtype in (np.int64, np.uint64, np.uint32)
+    if not np.isfinite([low, high]).all() or (wide and (low < -(2**31) or high >= 2**31)):
+        raise DualCLError(f"channel {name} has values from {low} to {high}, beyond 32 bits. Scale them down.")
+    return sitk.Cast(image, sitk.sitkInt32) if wide else image
 
 
 def _checked_label(

@@ -389,6 +389,8 @@ def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
     shifted = {"origin": (5.5, -7, 11)}
     image = write(folder / "flat.mha", volume(np.full((7, 9, 11), 3)))
     wide = write(folder / "wide.mha", volume(np.arange(693).reshape(7, 9, 11) * 10**9, np.int64))
+    huge = write(folder / "huge.mha", volume(np.where(slabs(1), 1e300, 0), np.float64))
+    fine = write(folder / "fine.mha", volume(1 + 1e-12 * slabs(1), np.float64))
     good = source_case(folder, "good")
     return {
         "shifted by half a voxel": (source_case(folder, "c1", label=slabs(1), **shifted), "on another grid.*origin"),
@@ -402,6 +404,11 @@ def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
         "no label": (replace(good, name="c9", load=partial(load, good.files[:1], None)), "has no label"),
         "no contrast": (replace(good, name="c10", load=partial(load, (image,), good.files[1])), "is 3 in every voxel"),
         "too wide": (replace(good, name="c11", load=partial(load, (wide,), good.files[1])), "beyond 32 bits"),
+        "too large": (
+            replace(good, name="c16", load=partial(load, (huge,), good.files[1])),
+            "from 0.0 to inf, beyond 32",
+        ),
+        "too fine": (replace(good, name="c17", load=partial(load, (fine,), good.files[1])), "is 1.0 in every voxel"),
         "too many channels": (
             replace(good, name="c12", load=partial(load, good.files[:1] * 2, good.files[1])),
             "2 channels, 1 are wanted: MR",
