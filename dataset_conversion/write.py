@@ -129,17 +129,20 @@ def check_plan(plan: Plan) -> None:
     """Raise a :class:`DualCLError` for a plan that gives no dataset nnU-Net could train on."""
     names = [case.name for case in plan.cases]
     odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    count = Counter(name.lower() for name in names)  # which is one file on many disks
+    twice = [name for name in names if count[name.lower()] > 1]
     if odd or twice:
         raise DualCLError(
-            f"Case names must be unique and of letters, digits, underscores and hyphens; got "
-            f"{', '.join((odd + twice)[:5])}."
+            "Case names must be unique and of letters, digits, underscores and hyphens, and differ by more than upper "
+            f"and lower case; got {', '.join((odd + twice)[:5])}."
         )
     if any(name.lower() == "background" for name in plan.labels):
         raise DualCLError("background is label 0 of every dataset and is not to be named. Leave it out of the labels.")
     values = sorted(plan.label_values)
     if values != list(range(len(values))) or len(values) < 2:
         raise DualCLError(f"nnU-Net wants labels 0, 1, 2 and so on without a gap, got {values}. Renumber them.")
+    if plan.labels.get("ignore", values[-1]) != values[-1]:
+        raise DualCLError("ignore must have the highest value of all labels for nnU-Net. Name it last.")
     if not any(case.role is Role.LABELED for case in plan.cases):
         raise DualCLError(
             "No labeled case for training was found, and nnU-Net plans from labeled cases. "

@@ -221,6 +221,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     [
         ({"labels": {"a": 1, "b": 3}}, r"without a gap, got \[0, 1, 3\]"),
         ({"labels": {}}, "without a gap"),
+        ({"labels": {"ignore": 1, "a": 2}}, "highest value of all labels for nnU-Net. Name it last"),
         ({"cases": ()}, "No labeled case .*from labeled cases. x: y"),
     ],
 )
@@ -230,7 +231,7 @@ def test_plans_that_train_nothing(toy: Plan, tmp_path: Path, changed: dict[str, 
 
 
 def test_case_names_must_be_plain_and_unique(toy: Plan, tmp_path: Path) -> None:
-    for name in ("a b", "l2"):
+    for name in ("a b", "l2", "L2"):
         with pytest.raises(DualCLError, match=f"unique and of letters.* {name}"):
             write_dataset(
                 replace(toy, cases=(replace(toy.cases[0], name=name), *toy.cases[1:])), tmp_path / NAME, ALONE
