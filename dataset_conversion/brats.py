@@ -35,7 +35,7 @@ _MISNAMED = {"W39_1998.09.19_Segm.nii": "BraTS20_Training_355"}
 _CHANNEL_OF = {"t1": 0, "t1n": 0, "t1ce": 1, "t1c": 1, "t2": 2, "t2w": 2, "flair": 3, "t2f": 3}
 """By what file names end with, before and since 2023."""
 _SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
-_PATIENT = r"BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+"
+_PATIENT = r"(?i:BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+)"
 """In a line of a list; a session after the patient's number is passed over."""
 _LABELS = {"necrotic core": 1, "edema": 2, "enhancing tumor": 3}
 _REGIONS: dict[str, int | list[int]] = {"whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": 3}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,9 +40,9 @@ Spacing = tuple[float, float, float]
 
 @dataclass
 class _Found:
-    """Files of one case, by channel and by label; more than one a place is a fault of the case."""
+    """Patients that the paths of one case name, and its files by channel and by label; more than one is a fault."""
 
-    patient: str
+    patients: set[str] = field(default_factory=set)
     images: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     labels: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -72,16 +73,23 @@ def plan(
         spacing_mm: voxel size (x, y, z) of files whose header has none.
 
     Raises:
-        DualCLError: no such folder, a pattern that does not compile or matches nothing, labels of both kinds mixed.
+        DualCLError: no such folder, a pattern that does not compile or matches nothing, labels of both kinds mixed,
+            patients that only the labels' pattern tells apart.
     """
     image_pattern = compiled(images, groups=("case", "patient", "channel"))
     label_pattern = compiled(label_files, groups=("case", "patient", "label")) if label_files else None
+    of_label = label_pattern.groupindex.keys() if label_pattern else set()
+    if {"case", "patient"} <= of_label and "patient" not in image_pattern.groupindex:  # what of unlabeled cases?
+        raise DualCLError(
+            f"--labels tells patients apart and --images {images!r} does not. Put (?P<patient>...) there."
+        )
     test_pattern = regular_expression(test) if test else None
     by_channel = _numbered(channels)
     structures = _structures(labels)
     files = files_below(source)
     found: dict[str, _Found] = {}
     refused: list[Refusal] = []
+    damaged: list[Refusal] = []
     idle: list[str] = []
     for relative in files:
         match = label_pattern.fullmatch(relative) if label_pattern else None
@@ -116,7 +124,7 @@ def plan(
     for key, case in sorted(found.items()):
         fault = _fault(key, case, list(channels), structures is not None, found)
         if fault is not None:
-            refused.append(Refusal(key, fault))
+            (refused if case.images else damaged).append(Refusal(key, fault))
             continue
         tested = test_pattern is not None and test_pattern.search(case.images[0][0]) is not None
         role = Role.TEST if tested else Role.LABELED if case.labels else Role.UNLABELED
@@ -126,7 +134,7 @@ def plan(
         cases.append(
             SourceCase(
                 name=names[key],
-                patient=case.patient,
+                patient=next(iter(case.patients), key),
                 role=role,
                 load=partial(_load, image_files, tuple(given), structures is not None, tuple(lacking), spacing_mm),
                 files=tuple(part for path in (*image_files, *(path for _, path in given)) for part in files_of(path)),
@@ -140,6 +148,7 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         notes=tuple(notes),
         value_map={} if structures is not None else _value_map(labels),
         settings={
@@ -263,11 +272,14 @@ def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _case_of(match: re.Match[str], found: dict[str, _Found]) -> _Found:
-    groups = match.groupdict()
+    # macOS writes accents as signs of their own, other systems do not
+    groups = {name: text and unicodedata.normalize("NFC", text) for name, text in match.groupdict().items()}
     case, patient = groups.get("case"), groups.get("patient")
     case = None if case is None else case.removesuffix(ending_of(Path(case)) or "")  # of patterns such as images/*
     key = f"{patient}_{case}" if case and patient else case or patient or ""
-    return found.setdefault(key, _Found(patient or key))
+    place = found.setdefault(key, _Found())
+    place.patients |= {patient} if patient else set()
+    return place
 
 
 def _channel_place(match: re.Match[str], channels: list[re.Pattern[str]], relative: str) -> int | None:
@@ -297,6 +309,8 @@ def _fault(key: str, case: _Found, channels: list[str], structures: bool, found:
         if f"{key}_0000" in alike:
             hint += "; nnU-Net's names want a pattern such as 'images/*_0000.nii.gz'"
         return f"has a label ({next(iter(case.labels.values()))[0]}) and no image. {hint}"
+    if len(case.patients) > 1:
+        return f"is of several patients by its files: {', '.join(sorted(case.patients))}. Narrow the pattern"
     missing = [name for index, name in enumerate(channels) if not case.images.get(index)]
     if missing:
         return f"lacks the channel {', '.join(missing)}"

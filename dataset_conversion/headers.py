@@ -262,6 +262,6 @@ def _text_fields(content: bytes, separator: bytes, end: bytes | None) -> tuple[d
 
 
 def _beside(path: Path, name: str) -> Path:
-    if name.split()[0].lower() == "list" or "%" in name:
+    if name.startswith("LIST") or re.search(r"%\d*d", name):
         raise ValueError("voxels in several files; save it as one")
     return path.parent / name

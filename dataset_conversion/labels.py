@@ -9,12 +9,15 @@ import SimpleITK as sitk
 
 from nnunet_dualcl.errors import DualCLError
 
+_ROUNDING = 1e-3
+"""Off a whole number: labels that were stored with a scale factor, as nibabel does under an int16 header."""
+
 
 def whole_numbers(label: sitk.Image) -> np.ndarray:
     """Values (z, y, x) of a label image as integers.
 
     Raises:
-        DualCLError: a value is no whole number.
+        DualCLError: a value is no whole number, up to rounding.
     """
     array = np.asarray(sitk.GetArrayViewFromImage(label))
     if np.issubdtype(array.dtype, np.integer) and array.dtype.itemsize <= 4:
@@ -22,9 +25,10 @@ def whole_numbers(label: sitk.Image) -> np.ndarray:
     whole = np.empty(array.shape, np.int32)
     odd: list[np.ndarray] = []
     for index, plane in enumerate(array):  # one at a time: no second volume of floating point numbers
-        wrong = ~np.isfinite(plane) | (plane != np.round(plane)) | (np.abs(plane) >= 2**31)
+        nearest = np.round(plane)
+        wrong = ~np.isclose(plane, nearest, rtol=0, atol=_ROUNDING) | (np.abs(plane) >= 2**31)
         odd.append(plane[wrong])
-        whole[index] = np.where(wrong, 0, plane)
+        whole[index] = np.where(wrong, 0, nearest)
     if sum(part.size for part in odd):
         some = np.concatenate(odd)
         raise DualCLError(
@@ -76,3 +80,15 @@ def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, 
         overlaps |= mask & (merged != 0) & (merged != value)
         merged[mask & (merged == 0)] = value
     return merged, int(overlaps.sum())
+
+
+def merge_labels(label: np.ndarray, other: np.ndarray) -> list[str]:
+    """Put ``other`` into ``label`` (both z, y, x), smaller values first; slice by slice, as whole volumes are large."""
+    contested = 0
+    for own, added in zip(label, other, strict=True):
+        values = np.union1d(own[own != 0], added[added != 0])
+        masks = ((int(value), each == value) for value in values for each in (own, added))
+        merged, overlapping = merge_structures(masks, own.shape)
+        own[:] = merged
+        contested += overlapping
+    return [f"{contested} voxels are of several objects; the label named first has them"] if contested else []

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto
-from nnunet_dualcl.dataset_conversion.labels import mapped_values, whole_numbers
+from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_labels, whole_numbers
 from nnunet_dualcl.dataset_conversion.picture import overlay
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
 from nnunet_dualcl.errors import DualCLError
@@ -27,9 +27,8 @@ CASES_FOLDER = Path("conversion") / "cases"
 IMAGE_FOLDERS = {Role.LABELED: "imagesTr", Role.TEST: "imagesTs", Role.UNLABELED: IMAGES_UNLABELED}
 LABEL_FOLDERS = {Role.LABELED: "labelsTr", Role.TEST: "labelsTs"}
 
-_READ_WHOLE = 2**26
-"""Bytes up to which all of a source file counts for its hash; of larger ones, pieces spread over them."""
-_PIECE, _PIECES = 2**16, 256
+_CHUNK = 2**20
+"""Bytes of a source file in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,11 @@ class Record:
 def record_path(target: Path, case: str) -> Path:
     """Where the record of a case lies."""
     return target / CASES_FOLDER / f"{case}.json"
+
+
+def write_record(target: Path, record: Record) -> None:
+    """Write the record of a case whose files are all there."""
+    write_text(record_path(target, record.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(target: Path, case: str) -> Record | None:
@@ -118,17 +122,15 @@ def remove(target: Path, case: str, num_channels: int) -> None:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Of names, sizes and contents; of large files, of pieces all over them. Files that are gone count as empty."""
+    """Of names, sizes and contents. Files that are gone count as empty."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
         try:
-            size = path.stat().st_size
-            digest.update(str(size).encode())
+            digest.update(str(path.stat().st_size).encode())
             with path.open("rb") as stream:
-                for start in range(0, size, _PIECE if size <= _READ_WHOLE else max(_PIECE, size // _PIECES)):
-                    stream.seek(start)
-                    digest.update(stream.read(_PIECE))
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
         except OSError:
             continue
     return digest.hexdigest()
@@ -160,7 +162,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
     scan = case.load()
     notes = list(scan.notes)
     channels = _checked_channels(scan, plan, options, notes)
-    role, label = _checked_label(case.role, scan.label, channels[0], plan, options, notes)
+    role, label = _checked_label(case.role, scan, channels[0], plan, options, notes)
     record = Record(
         name=case.name,
         patient=case.patient,
@@ -181,7 +183,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
                 sitk.WriteImage(image, str(partial), useCompression=True)
         with replacing(target / picture) as partial:
             overlay(channels, label).save(partial)
-        write_text(record_path(target, case.name), json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+        write_record(target, record)
     except BaseException:
         remove(target, case.name, len(channels))
         raise
@@ -225,41 +227,33 @@ def _storable(image: sitk.Image, name: str) -> sitk.Image:
     """
     for key in image.GetMetaDataKeys():  # descriptions, names and paths of the source must not travel on
         image.EraseMetaData(key)
+    if image.GetPixelID() == sitk.sitkFloat64:
+        image = sitk.Cast(image, sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
     low, high = values.min(), values.max()
     if low == high:
         raise DualCLError(f"channel {name} is {low} in every voxel. The scan is empty; take it out.")
-    if values.dtype == np.float64:
-        return sitk.Cast(image, sitk.sitkFloat32)
-    if values.dtype in (np.int64, np.uint64, np.uint32):
-        if low < -(2**31) or high >= 2**31:
-            raise DualCLError(f"channel {name} has values up to {high}, beyond 32 bits. Scale them down.")
-        return sitk.Cast(image, sitk.sitkInt32)
-    return image
+    wide = values.dtype in (np.int64, np.uint64, np.uint32)
+    if not np.isfinite([low, high]).all() or (wide and (low < -(2**31) or high >= 2**31)):
+        raise DualCLError(f"channel {name} has values from {low} to {high}, beyond 32 bits. Scale them down.")
+    return sitk.Cast(image, sitk.sitkInt32) if wide else image
 
 
 def _checked_label(
-    role: Role, label: sitk.Image | None, image: sitk.Image, plan: Plan, options: Options, notes: list[str]
+    role: Role, scan: Scan, image: sitk.Image, plan: Plan, options: Options, notes: list[str]
 ) -> tuple[Role, sitk.Image | None]:
     """The role that the case gets and the label to write."""
     if role is Role.UNLABELED:
         return role, None
-    if label is None:
+    if scan.label is None:
         if role is Role.LABELED:
             raise DualCLError("has no label. Add it, or take the case as unlabeled.")
         return role, None
-    difference = grid_difference(label, image)
-    if difference is not None:
-        if not options.resample_labels:
-            raise DualCLError(
-                f"the label is on another grid than its image: {difference}. Is it the label of this image? If so, "
-                "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
-            )
-        before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
-        label = onto(label, image, nearest=True)
-        after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
-        notes.append(f"the label was resampled ({difference}); its volume went from {before} to {after} mm3")
-    values = mapped_values(whole_numbers(label), plan.value_map, plan.label_values)
+    numbers = whole_numbers(_fitted(scan.label, "the label", image, options, notes))
+    for channel, label in scan.more_labels:
+        more = _fitted(label, f"the label drawn on channel {channel}", image, options, notes)
+        notes += merge_labels(numbers, whole_numbers(more))
+    values = mapped_values(numbers, plan.value_map, plan.label_values)
     if not values.any():
         if options.empty_labels == "refuse":
             raise DualCLError(
@@ -273,6 +267,23 @@ def _checked_label(
     checked = sitk.GetImageFromArray(values)
     checked.CopyInformation(image)  # within the tolerance; nnU-Net's own check allows less
     return role, checked
+
+
+def _fitted(label: sitk.Image, what: str, image: sitk.Image, options: Options, notes: list[str]) -> sitk.Image:
+    """The label on the image's grid."""
+    difference = grid_difference(label, image)
+    if difference is None:
+        return label
+    if not options.resample_labels:
+        raise DualCLError(
+            f"{what} is on another grid than its image: {difference}. Is it the label of this image? If so, "
+            "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
+        )
+    before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+    label = onto(label, image, nearest=True)
+    after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+    notes.append(f"{what} was resampled ({difference}); its volume went from {before} to {after} mm3")
+    return label
 
 
 def _voxels(label: sitk.Image, plan: Plan) -> dict[str, int]:

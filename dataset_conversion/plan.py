@@ -36,11 +36,14 @@ class Scan:
             first's on demand; :mod:`write` sees to that.
         label: 3D image of whole numbers of the source's own (see :attr:`Plan.value_map`), None where there is none.
         notes: what the user should know about this case, for the report.
+        more_labels: label images on grids of their own, with the channel they were drawn on. Where labels overlap, the
+            smaller value keeps the voxel.
     """
 
     channels: tuple[sitk.Image, ...]
     label: sitk.Image | None
     notes: tuple[str, ...] = ()
+    more_labels: tuple[tuple[str, sitk.Image], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from nnunet_dualcl.dataset_conversion.one_case import (
     is_finished,
     read_record,
     remove,
+    write_record,
 )
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
@@ -67,24 +68,29 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
     plan = without_test_patients(plan)
     check_plan(plan)
     _check_target(plan, target, options)
-    finished = {name: record for name, record in _stored(plan, target) if record is not None}
+    finished = _finished(plan, target)
     remaining = {case.name: case for case in plan.cases if case.name not in finished}
     _check_disk(target, list(remaining.values()))
     with _alone(target):
         return _write_dataset(plan, target, options, remaining, finished)
 
 
-def _stored(plan: Plan, target: Path) -> Iterator[tuple[str, Record | None]]:
-    """Each case with its record, where it is finished."""
+def _finished(plan: Plan, target: Path) -> dict[str, Record]:
+    """Records of finished cases, by name, under the patient and place of now: other patients may have come between."""
+    found = {}
     for case in plan.cases:
         record = read_record(target, case.name)
-        yield case.name, record if is_finished(record, target, case, len(plan.channels)) else None
+        if is_finished(record, target, case, len(plan.channels)):
+            found[case.name] = replace(record, patient=case.patient, where=case.where)
+    return found
 
 
 def _write_dataset(
     plan: Plan, target: Path, options: Options, remaining: Mapping[str, SourceCase], finished: dict[str, Record]
 ) -> ConversionReport:
     _begin(plan, target, options, list(remaining))
+    for record in finished.values():
+        write_record(target, record)
     failed = _convert(plan, target, options, remaining, finished)
     kept, dropped = without_leaks(list(finished.values()), plan.split)
     for name in (*remaining.keys() - finished.keys(), *(record.name for record, _ in dropped)):
@@ -123,17 +129,20 @@ def check_plan(plan: Plan) -> None:
     """Raise a :class:`DualCLError` for a plan that gives no dataset nnU-Net could train on."""
     names = [case.name for case in plan.cases]
     odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    count = Counter(name.lower() for name in names)  # which is one file on many disks
+    twice = [name for name in names if count[name.lower()] > 1]
     if odd or twice:
         raise DualCLError(
-            f"Case names must be unique and of letters, digits, underscores and hyphens; got "
-            f"{', '.join((odd + twice)[:5])}."
+            "Case names must be unique and of letters, digits, underscores and hyphens, and differ by more than upper "
+            f"and lower case; got {', '.join((odd + twice)[:5])}."
         )
     if any(name.lower() == "background" for name in plan.labels):
         raise DualCLError("background is label 0 of every dataset and is not to be named. Leave it out of the labels.")
     values = sorted(plan.label_values)
     if values != list(range(len(values))) or len(values) < 2:
         raise DualCLError(f"nnU-Net wants labels 0, 1, 2 and so on without a gap, got {values}. Renumber them.")
+    if plan.labels.get("ignore", values[-1]) != values[-1]:
+        raise DualCLError("ignore must have the highest value of all labels for nnU-Net. Name it last.")
     if not any(case.role is Role.LABELED for case in plan.cases):
         raise DualCLError(
             "No labeled case for training was found, and nnU-Net plans from labeled cases. "

@@ -12,7 +12,7 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice
 from nnunet_dualcl.dataset_conversion.dicom.rtstruct import contour_labels
 from nnunet_dualcl.dataset_conversion.dicom.seg import segment_labels
 from nnunet_dualcl.dataset_conversion.dicom.series import read_series
-from nnunet_dualcl.dataset_conversion.labels import merge_structures
+from nnunet_dualcl.dataset_conversion.labels import merge_labels
 from nnunet_dualcl.dataset_conversion.plan import Scan
 from nnunet_dualcl.errors import DualCLError
 
@@ -28,17 +28,18 @@ class Channel:
 
 @dataclass(frozen=True)
 class Source:
-    """One segmentation object: RTSTRUCT or SEG, and which of its structures have which label value."""
+    """One segmentation object: RTSTRUCT or SEG, which of its structures have which label value, its channel."""
 
     path: Path
     kind: str
     values: Mapping[int, int]
+    grid: Grid
+    channel: str
 
 
 def load(
     channels: tuple[Channel, ...],
     sources: tuple[Source, ...],
-    grid: Grid,
     threshold: float,
     require_all: bool,
     notes: tuple[str, ...],
@@ -48,7 +49,6 @@ def load(
     Args:
         channels: in order.
         sources: of its labels; none for an unlabeled case.
-        grid: of the series that the labels were drawn on.
         threshold: of fractional segments.
         require_all: refuse the case where a label has no voxel, such as for an ROI that was named and never drawn.
         notes: of the plan, to which those of reading are added.
@@ -62,10 +62,10 @@ def load(
         image, more = read_series(channel.slices, channel.grid, channel.modality)
         images.append(image)
         said += more
-    label = None
+    drawn: list[tuple[str, np.ndarray, Grid]] = []
     for source in sources:
         try:
-            more_labels, own, more = _labels(source, grid, threshold)
+            labels, own, more = _labels(source, threshold)
         except DualCLError:
             raise
         except Exception as error:  # a damaged object fails in any way, with text that may name anything
@@ -73,40 +73,28 @@ def load(
                 f"the {source.kind} cannot be read ({type(error).__name__}): damaged? Export it again."
             ) from None
         said += more
-        if label is None:
-            label, target = more_labels, own
-        elif own != target:
-            raise DualCLError("its segmentation objects are on different grids. Keep one, by --structure-set REGEX.")
+        same = next((there for _, there, grid in drawn if grid == own), None)
+        if same is None:
+            drawn.append((source.channel, labels, own))
         else:
-            said += _merge(label, more_labels)
-    if label is not None and require_all:
+            said += merge_labels(same, labels)
+    if require_all:
         wanted = {value for source in sources for value in source.values.values()}
-        empty = sorted(wanted - set(np.unique(label).tolist()))
+        empty = sorted(wanted.difference(*(np.unique(labels).tolist() for _, labels, _ in drawn)))
         if empty:
             raise DualCLError(
                 f"no voxel has the label {', '.join(map(str, empty))}: named and never drawn? Take the case out, or "
                 "repeat without --require-all-labels."
             )
-    return Scan(tuple(images), None if label is None else target.image(label), tuple(said))
+    first, *others = [(channel, grid.image(labels)) for channel, labels, grid in drawn] or [("", None)]
+    return Scan(tuple(images), first[1], tuple(said), tuple(others))
 
 
-def _labels(source: Source, grid: Grid, threshold: float) -> tuple[np.ndarray, Grid, list[str]]:
+def _labels(source: Source, threshold: float) -> tuple[np.ndarray, Grid, list[str]]:
     labels: np.ndarray
     notes: list[str]
     if source.kind == "SEG":
-        labels, own, notes = segment_labels(source.path, source.values, grid, threshold=threshold)
+        labels, own, notes = segment_labels(source.path, source.values, source.grid, threshold=threshold)
         return labels, own, notes
-    labels, notes = contour_labels(source.path, source.values, grid)
-    return labels, grid, notes
-
-
-def _merge(label: np.ndarray, other: np.ndarray) -> list[str]:
-    """Put ``other`` into ``label`` (both z, y, x), smaller values first; slice by slice, as whole volumes are large."""
-    contested = 0
-    for own, added in zip(label, other, strict=True):
-        values = np.union1d(own[own != 0], added[added != 0])
-        masks = ((int(value), each == value) for value in values for each in (own, added))
-        merged, overlapping = merge_structures(masks, own.shape)
-        own[:] = merged
-        contested += overlapping
-    return [f"{contested} voxels are of several objects; the label named first has them"] if contested else []
+    labels, notes = contour_labels(source.path, source.values, source.grid)
+    return labels, source.grid, notes

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
-from nnunet_dualcl.dataset_conversion.dicom.grid import Grid
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
@@ -62,7 +61,7 @@ def plan(
     _check_labels(segmentations, patterns, [each.title for each in export.segmentations])
     refused = [Refusal(where, reason) for where, reason in export.refused]
     notes = list(export.notes)
-    owned = _owned(segmentations, export, channel_of, refused, notes)
+    owned, unplaced = _owned(segmentations, export, channel_of, refused, notes)
     cases: list[SourceCase] = []
     for group in _groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
@@ -72,7 +71,7 @@ def plan(
             refused.append(Refusal(where, fault))
             continue
         try:
-            grid, sources, said = _labels(group, owned, patterns, require_all_labels)
+            sources, said = _labels(dict(zip(names, group, strict=True)), owned, unplaced, patterns, require_all_labels)
         except DualCLError as error:
             refused.append(Refusal(where, str(error)))
             continue
@@ -86,7 +85,6 @@ def plan(
                     load,
                     tuple(Channel(series.slices, series.grid, series.modality) for series in group),
                     sources,
-                    grid,
                     threshold,
                     require_all_labels,
                     (*(note for series in group for note in series.notes), *said),
@@ -248,17 +246,20 @@ def _owned(
     channel_of: Mapping[Series, int | None],
     refused: list[Refusal],
     notes: list[str],
-) -> dict[Series, list[Segmentation]]:
-    """Series that are channels -> the segmentations drawn on them."""
+) -> tuple[dict[Series, list[Segmentation]], list[Segmentation]]:
+    """Series that are channels -> the segmentations drawn on them; segmentations that are on none of them."""
     owned: dict[Series, list[Segmentation]] = {}
+    unplaced = []
     for segmentation in segmentations:
         try:
             series = owner(segmentation, export)
         except DualCLError as error:
             refused.append(Refusal(segmentation.where, str(error)))
+            unplaced.append(segmentation)
             continue
         if channel_of[series] is None:
             refused.append(Refusal(segmentation.where, "drawn on a series that is no channel"))
+            unplaced.append(segmentation)
             continue
         if series.uid not in segmentation.series:
             notes.append(f"{segmentation.where} names no series that is here; taken to be drawn on {series.where}")
@@ -266,7 +267,7 @@ def _owned(
     idle = sum(channel is None for channel in channel_of.values())
     if idle:
         notes.append(f"{idle} series are for no channel and were passed over")
-    return owned
+    return owned, unplaced
 
 
 def _groups(export: Export, channel_of: Mapping[Series, int | None], num_channels: int) -> list[list[Series]]:
@@ -293,27 +294,57 @@ def _fault(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Se
 
 
 def _labels(
-    group: Sequence[Series],
+    group: Mapping[str, Series],
     owned: Mapping[Series, list[Segmentation]],
+    unplaced: Sequence[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     require_all: bool,
-) -> tuple[Grid, tuple[Source, ...], list[str]]:
-    """What the labels of a case are read from, none for an unlabeled one; the grid they were drawn on; notes.
+) -> tuple[tuple[Source, ...], list[str]]:
+    """What the labels of a case are read from, none for an unlabeled one, and notes.
 
-    They are those of the first channel's series that has any: all must lie on one grid.
+    Each label comes from the first series of the case that has it.
+
+    Args:
+        group: channel -> series of the case.
+        owned: series -> the segmentations drawn on it.
+        unplaced: segmentations drawn on no channel.
+        patterns: of the labels.
+        require_all: of the user.
 
     Raises:
-        DualCLError: two objects of one time have the same label.
+        DualCLError: two objects of one time have the same label, or a label that the case lacks was drawn elsewhere.
     """
-    found = [(series, labeling(owned.get(series, []), patterns)) for series in group]
-    series, labels = next((each for each in found if each[1].sources), found[0])
-    lacking = ", ".join(labels.lacking)
-    if not labels.sources:
-        count = sum(len(owned.get(series, [])) for series in group)
-        notes = [f"unlabeled: {count} segmentation objects, none with a structure for these labels"] if count else []
-        return series.grid, (), notes
+    sources: list[Source] = []
+    notes: list[str] = []
+    lacking: Sequence[str] = ()
+    for channel, series in group.items():
+        met = {value for source in sources for value in source.values.values()}
+        labels = labeling(owned.get(series, []), patterns, met)
+        sources += [Source(each.path, each.kind, values, series.grid, channel) for each, values in labels.sources]
+        notes += labels.notes
+        lacking = labels.lacking
+    if not sources:
+        count = sum(len(owned.get(series, [])) for series in group.values())
+        text = f"unlabeled: {count} segmentation objects, none with a structure for these labels"
+        return (), [text] if count else []
     if lacking and require_all:
-        return series.grid, (), [f"unlabeled: no structure for {lacking}"]
-    absent = [f"no structure for {lacking}: taken as absent"] if lacking else []
-    sources = tuple(Source(each.path, each.kind, values) for each, values in labels.sources)
-    return series.grid, sources, [*labels.notes, *absent]
+        return (), [f"unlabeled: no structure for {', '.join(lacking)}"]
+    wanted = [value for value, name in enumerate(patterns, 1) if name in lacking]
+    any_series = next(iter(group.values()))
+    for each in unplaced:
+        if _of_one_study(each, any_series) and any(
+            value_of(names, patterns) in wanted for names in each.structures.values()
+        ):
+            raise DualCLError(
+                f"lacks {', '.join(lacking)}, and {each.where} has some of it, but is drawn on none of its series (see "
+                "there). Mend that, or leave the object out by --structure-set REGEX"
+            )
+    absent = [f"no structure for {', '.join(lacking)}: taken as absent"] if lacking else []
+    return tuple(sources), [*notes, *absent]
+
+
+def _of_one_study(segmentation: Segmentation, series: Series) -> bool:
+    """Might the segmentation have been drawn on the series' patient in the same position?"""
+    return segmentation.patient == series.patient and (
+        segmentation.study == series.study or series.frame_of_reference in segmentation.frames_of_reference
+    )

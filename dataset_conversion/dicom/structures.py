@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
@@ -17,7 +17,7 @@ class Labeling:
 
     Attributes:
         sources: each segmentation object with structure number -> label value.
-        lacking: names of labels that no object has.
+        lacking: names of labels that no object of this series and no other series has.
         notes: for the report.
     """
 
@@ -46,8 +46,15 @@ def value_of(names: Iterable[str], patterns: Mapping[str, re.Pattern[str]]) -> i
     return None
 
 
-def labeling(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]) -> Labeling:
+def labeling(
+    segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]], met: Collection[int] = ()
+) -> Labeling:
     """For each label the newest object that has a structure for it, with all of its structures for it.
+
+    Args:
+        segmentations: of one series.
+        patterns: see :func:`structure_patterns`.
+        met: values that another series of the case has already.
 
     Raises:
         DualCLError: two objects of one date have the same label.
@@ -67,6 +74,9 @@ def labeling(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pa
         offers = sorted(found.get(value, []), key=lambda offer: (offer[0].when, str(offer[0].path)))
         if not offers:
             continue
+        if value in met:
+            notes.append(f"label {name}: drawn on several series, that of the channel named first was taken")
+            continue
         if len(offers) > 1:
             if offers[-1][0].when == offers[-2][0].when:
                 raise DualCLError(
@@ -80,6 +90,6 @@ def labeling(segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pa
         sources.setdefault(segmentation, {}).update(dict.fromkeys(numbers, value))
     return Labeling(
         sources=tuple(sources.items()),
-        lacking=tuple(name for value, name in enumerate(patterns, 1) if value not in found),
+        lacking=tuple(name for value, name in enumerate(patterns, 1) if value not in (*found, *met)),
         notes=tuple(notes),
     )

@@ -34,6 +34,7 @@ def case(folder: Path, name: str, label: int | None, *, ending: str = ".nii.gz")
     ("names", "value"),
     [
         (("BraTS20_Training_001", "BraTS20_Validation_001"), 4),
+        (("Brats18_2013_10_1", "Brats18_2013_11_1"), 4),
         (("BraTS2021_00000", "BraTS2021_00001"), 4),
         (("BraTS19_TCIA02_370_1", "BraTS19_2013_8_1"), 4),
         (("BraTS-GLI-00000-000", "BraTS-GLI-00001-000"), 3),
@@ -58,6 +59,15 @@ def test_sessions_belong_to_one_patient(tmp_path: Path) -> None:
     for name in ("BraTS-GLI-00007-000", "BraTS-GLI-00007-001", "BraTS-GLI-00008-000"):
         case(tmp_path, name, 3)
     assert [each.patient for each in brats.plan(tmp_path).cases] == ["BraTS-GLI-00007"] * 2 + ["BraTS-GLI-00008"]
+
+
+def test_lists_know_the_names_of_2018(tmp_path: Path) -> None:
+    for name in ("Brats18_2013_10_1", "Brats18_2013_11_1"):
+        case(tmp_path / "in", name, 4)
+    (tmp_path / "train").write_text("Brats18_2013_10_1\n")
+    (tmp_path / "test").write_text("HGG/Brats18_2013_11_1/\n")
+    plan = brats.plan(tmp_path / "in", train_list=tmp_path / "train", test_list=tmp_path / "test")
+    assert [each.role.value for each in plan.cases] == ["labeled", "test"]
 
 
 def test_lists_keep_patients_together(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trees of volume files: what becomes a case, in which role, and what is left out."""
 
 import argparse
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def roles(plan: Plan) -> dict[str, str]:
 
 
 def refused(plan: Plan) -> dict[str, str]:
-    return {each.where: each.reason for each in plan.refused}
+    return {each.where: each.reason for each in (*plan.refused, *plan.damaged)}
 
 
 def test_cases_without_a_label_are_unlabeled(tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_faults_of_one_case_leave_the_others(tmp_path: Path) -> None:
     assert roles(plan) == {"b": "labeled"}
     assert "2 files for one place: 1/a.nii.gz, 2/a.nii.gz" in refused(plan)["a"]
     assert "no image" in refused(plan)["c"]
+    assert [each.where for each in plan.damaged] == ["c"]  # somebody has drawn it, so it counts as failed
 
 
 @pytest.mark.parametrize(
@@ -228,3 +230,36 @@ def test_files_that_no_pattern_takes_and_names_of_nnunet_are_pointed_at(tmp_path
     )
     plan = folder.plan(tmp_path, **{**ONE_FILE, "images": "img/*_0000.nii*", "label_files": "seg/*"})
     assert roles(plan) == {"a": "labeled", "b": "labeled"}
+
+
+@pytest.mark.parametrize("masks", ["amasks", "zmasks"])
+def test_the_patient_is_the_one_that_a_path_names_whichever_file_comes_first(tmp_path: Path, masks: str) -> None:
+    for name in ("p1_2020", "p1_2021", "p2_2020"):
+        write(tmp_path / f"img/{name}.nii.gz", volume())
+    for name in ("p1_2020", "p2_2020"):
+        write(tmp_path / f"{masks}/{name}.nii.gz", volume(slabs(1), np.uint8))
+    dated = {**ONE_FILE, "images": r"img/(?P<patient>p\d)_(?P<case>\d+)\.nii\.gz", "label_files": f"{masks}/*"}
+    plan = folder.plan(tmp_path, **dated)
+    assert roles(plan) == {"p1_2020": "labeled", "p1_2021": "unlabeled", "p2_2020": "labeled"}
+    assert [case.patient for case in plan.cases] == ["p1", "p1", "p2"]
+    swapped = {"images": "img/*", "label_files": rf"{masks}/(?P<patient>p\d)_(?P<case>\d+)\.nii\.gz"}
+    with pytest.raises(DualCLError, match=r"--labels tells patients apart and --images 'img/\*' does not"):
+        folder.plan(tmp_path, **{**ONE_FILE, **swapped})
+
+
+def test_a_case_of_two_patients_is_a_fault(tmp_path: Path) -> None:
+    for name in ("img/p1_a_b", "img/q_c", "seg/p1_a_b"):
+        write(tmp_path / f"{name}.nii.gz", volume())
+    patterns = {
+        "images": r"img/(?P<patient>[^_]+)_(?P<case>.+)\.nii\.gz",
+        "label_files": r"seg/(?P<patient>.+)_(?P<case>[^_]+)\.nii\.gz",
+    }
+    plan = folder.plan(tmp_path, **{**ONE_FILE, **patterns})
+    assert roles(plan) == {"q_c": "unlabeled"}
+    assert refused(plan)["p1_a_b"] == "is of several patients by its files: p1, p1_a. Narrow the pattern"
+
+
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "img" / unicodedata.normalize("NFC", "Zoë.nii.gz"), volume())
+    write(tmp_path / "seg" / unicodedata.normalize("NFD", "Zoë.nii.gz"), volume(slabs(1), np.uint8))
+    assert roles(folder.plan(tmp_path, **ONE_FILE)) == {"Zoe": "labeled"}

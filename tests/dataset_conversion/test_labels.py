@@ -1,8 +1,13 @@
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from synthetic_volumes import slabs, volume
 
 from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_structures, whole_numbers
+from nnunet_dualcl.dataset_conversion.reading import read_volume
 from nnunet_dualcl.errors import DualCLError
 
 
@@ -16,6 +21,18 @@ def test_whole_numbers_of_any_type(dtype: type) -> None:
 def test_fractions_are_no_labels() -> None:
     with pytest.raises(DualCLError, match=r"such as 0\.5 \(15 voxels\).*nearest neighbor"):
         whole_numbers(volume(slabs(1) * 0.5, np.float32))
+
+
+def test_labels_stored_with_a_scale_factor_are_rounded(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(slabs(1, 13, dtype=float), np.eye(4), header), tmp_path / "a.nii")
+    stored = read_volume(tmp_path / "a.nii")
+    assert (sitk.GetArrayFromImage(stored) != slabs(1, 13).T).any()
+    np.testing.assert_array_equal(whole_numbers(stored), slabs(1, 13).T)
+    for value in (1.002, np.inf, np.nan):
+        with pytest.raises(DualCLError, match="no whole numbers"):
+            whole_numbers(volume(np.where(slabs(1), value, 0), np.float32))
 
 
 def test_values_are_mapped_and_only_known_ones_pass() -> None:

@@ -41,6 +41,14 @@ def test_big_endian_files_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(tmp_path / "a.nii")).T, values)
 
 
+@pytest.mark.parametrize("name", ["50% dose.raw", "List of scans.raw"])
+def test_a_detached_header_may_name_any_one_file(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.nhdr", volume(3), compress=False)
+    (tmp_path / "a.raw").rename(tmp_path / name)
+    path.write_text(path.read_text().replace("a.raw", name))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(path)), sitk.GetArrayFromImage(volume(3)))
+
+
 def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
     raw = write(tmp_path / "a.nii", volume(), compress=False).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(raw[:900]) + gzip.compress(raw[900:]))

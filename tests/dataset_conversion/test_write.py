@@ -22,6 +22,7 @@ from synthetic_volumes import slabs, volume, write
 
 from nnunet_dualcl.data.cases import unlabeled_case_images
 from nnunet_dualcl.dataset_conversion import write as writer
+from nnunet_dualcl.dataset_conversion.one_case import hash_of
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
 from nnunet_dualcl.errors import DualCLError
@@ -220,6 +221,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     [
         ({"labels": {"a": 1, "b": 3}}, r"without a gap, got \[0, 1, 3\]"),
         ({"labels": {}}, "without a gap"),
+        ({"labels": {"ignore": 1, "a": 2}}, "highest value of all labels for nnU-Net. Name it last"),
         ({"cases": ()}, "No labeled case .*from labeled cases. x: y"),
     ],
 )
@@ -229,7 +231,7 @@ def test_plans_that_train_nothing(toy: Plan, tmp_path: Path, changed: dict[str, 
 
 
 def test_case_names_must_be_plain_and_unique(toy: Plan, tmp_path: Path) -> None:
-    for name in ("a b", "l2"):
+    for name in ("a b", "l2", "L2"):
         with pytest.raises(DualCLError, match=f"unique and of letters.* {name}"):
             write_dataset(
                 replace(toy, cases=(replace(toy.cases[0], name=name), *toy.cases[1:])), tmp_path / NAME, ALONE
@@ -372,11 +374,24 @@ def test_a_correction_in_place_is_noticed(toy: Plan, tmp_path: Path) -> None:
     assert everything_in(tmp_path / NAME)["labelsTr/l1.nii.gz"] != before
 
 
+def test_a_correction_within_a_large_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "label.nii"
+    with path.open("wb") as stream:
+        stream.truncate(70 * 2**20)
+    before = hash_of([path])
+    with path.open("r+b") as stream:
+        stream.seek(100_003)
+        stream.write(b"\2")
+    assert hash_of([path]) != before
+
+
 def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
     """Cases whose files can be read and whose content will not do."""
     shifted = {"origin": (5.5, -7, 11)}
     image = write(folder / "flat.mha", volume(np.full((7, 9, 11), 3)))
     wide = write(folder / "wide.mha", volume(np.arange(693).reshape(7, 9, 11) * 10**9, np.int64))
+    huge = write(folder / "huge.mha", volume(np.where(slabs(1), 1e300, 0), np.float64))
+    fine = write(folder / "fine.mha", volume(1 + 1e-12 * slabs(1), np.float64))
     good = source_case(folder, "good")
     return {
         "shifted by half a voxel": (source_case(folder, "c1", label=slabs(1), **shifted), "on another grid.*origin"),
@@ -390,6 +405,11 @@ def bad_cases(folder: Path) -> dict[str, tuple[SourceCase, str]]:
         "no label": (replace(good, name="c9", load=partial(load, good.files[:1], None)), "has no label"),
         "no contrast": (replace(good, name="c10", load=partial(load, (image,), good.files[1])), "is 3 in every voxel"),
         "too wide": (replace(good, name="c11", load=partial(load, (wide,), good.files[1])), "beyond 32 bits"),
+        "too large": (
+            replace(good, name="c16", load=partial(load, (huge,), good.files[1])),
+            "from 0.0 to inf, beyond 32",
+        ),
+        "too fine": (replace(good, name="c17", load=partial(load, (fine,), good.files[1])), "is 1.0 in every voxel"),
         "too many channels": (
             replace(good, name="c12", load=partial(load, good.files[:1] * 2, good.files[1])),
             "2 channels, 1 are wanted: MR",
@@ -590,3 +610,17 @@ def test_a_resumed_conversion_leaves_a_redrawn_split_alone(toy: Plan, tmp_path: 
     write_dataset(toy, target, replace(ALONE, resume=True))
     assert (target / "splits_of_conversion.json").is_file()
     assert not (target / "splits_final.json").exists()
+
+
+def test_a_finished_case_is_of_the_patient_that_it_has_now(tmp_path: Path) -> None:
+    """A further patient before the others shifts their numbers; p2 was another one, and a and c are one patient."""
+    cases = [source_case(tmp_path / "source", name, patient="p1") for name in ("a", "b", "c")]
+    cases[1:] = [replace(cases[1], patient="p2"), replace(cases[2], load=partial(fail, DualCLError("not yet")))]
+    write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    cases[2] = source_case(tmp_path / "source", "c")
+    moved = [replace(case, patient=patient) for case, patient in zip(cases, ("p2", "p3", "p2"), strict=True)]
+    report = write_dataset(plan_of(*moved), tmp_path / NAME, replace(ALONE, resume=True))
+    assert [record.patient for record in report.records] == ["p2", "p3", "p2"]
+    assert sorted(fold["val"] for fold in report.folds) == [["a", "c"], ["b"]]
+    write_dataset(plan_of(*moved), tmp_path / "new" / NAME, ALONE)
+    assert everything_in(tmp_path / NAME) == everything_in(tmp_path / "new" / NAME)

@@ -247,3 +247,38 @@ def test_the_options_are_keywords_of_the_plan(tmp_path: Path) -> None:
     ct_with_contours(tmp_path)
     (case,) = dicom.plan(tmp_path, **dicom.keywords(parser.parse_args(["--label", "Leber"]))).cases
     assert case.load().label.GetSpacing()[:2] == SPACING_YX[::-1]
+
+
+@pytest.mark.parametrize("heights", [(0, 1, 2, 3), (0, 1.5, 3)])
+def test_labels_drawn_on_several_channels_are_put_together(tmp_path: Path, heights: tuple[float, ...]) -> None:
+    ct_with_contours(tmp_path / "dicom", {"Leber": organ(1, 2)})
+    pet = write_series(tmp_path / "dicom", "PT", heights=heights, pixels=values(len(heights), 5), series="pet")
+    lesion = [box((3.5, 0.5), (6.5, 3.5), height) for height in heights[:2]]
+    write_rtstruct(tmp_path / "dicom/rs2", {"Läsion": lesion, "leber": lesion}, refers_to=pet[0])
+    found_by = {"labels": LABELS, "channels": {"CT": "CT", "PET": "PT"}}
+    options = Options(processes=1, resample_channels=True, resample_labels=True)
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset001_A", options=options, **found_by)
+    (record,) = report.records
+    assert "label liver: drawn on several series, that of the channel named first was taken" in record.notes
+    assert any("voxels are of several objects" in note for note in record.notes)
+    assert record.voxels["liver"] == 16  # named first, so it keeps what both claim
+    assert record.voxels["tumor"] >= 9
+    strict = Options(processes=1, resample_channels=True)
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset002_B", options=strict, **found_by)
+    reasons = [each.reason for each in report.failed]
+    assert ["drawn on channel PET is on another grid" in reason for reason in reasons] == [True] * (len(heights) < 4)
+
+
+@pytest.mark.parametrize("reference", ["no channel", "left out"])
+def test_a_label_that_lies_on_a_series_without_a_case_is_not_taken_as_absent(tmp_path: Path, reference: str) -> None:
+    for patient in ("1", "2"):
+        ct_with_contours(tmp_path / patient, {"Leber": organ(1, 2)}, patient=patient)
+    other = {"modality": "MR"} if reference == "no channel" else {"tilt_mm": 1}
+    images = write_series(tmp_path / "1", series="other", patient="1", **other)
+    write_rtstruct(tmp_path / "1/rs2", {"Läsion": organ(1)}, refers_to=images[0], patient="1")
+    plan = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT"})
+    assert [case.key["patient_id"] for case in plan.cases] == ["2"]
+    reasons = [each.reason for each in plan.refused if each.reason.startswith("lacks tumor, and series")]
+    assert ["RTSTRUCT has some of it, but is drawn on none of its series" in reason for reason in reasons] == [True]
+    lenient = dicom.plan(tmp_path, labels={"liver": "leber"}, channels={"CT": "CT"})
+    assert [case.key["patient_id"] for case in lenient.cases] == ["1", "2"]

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_dualcl.dataset_conversion import dicom
-from nnunet_dualcl.dataset_conversion.plan import Scan
+from nnunet_dualcl.dataset_conversion.plan import Options, Scan
 
 DATA = Path(os.environ.get("DUALCL_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 IBSI, STS, DCMQI = (DATA / name for name in ("dicom_rtstruct_ibsi1", "dicom_rtstruct_sts", "dicom_seg_dcmqi"))
@@ -90,3 +90,15 @@ def test_a_width_that_is_no_multiple_of_eight() -> None:
     assert same_grid(scan.label, reference)
     np.testing.assert_array_equal(array(scan.label), array(reference) > 0)
     np.testing.assert_array_equal(array(multi_frame.load().channels[0]), array(scan.channels[0]))
+
+
+def test_masses_drawn_on_two_channels(tmp_path: Path) -> None:
+    labels = {"ct": "gtv_mass_ct", "pet": "gtv_mass_pet"}  # the first lies within the second
+    options = Options(processes=1, resample_channels=True, resample_labels=True)
+    channels = {"PET": "PT", "CT": "CT"}
+    report = dicom.convert(STS / "dicom", tmp_path / "Dataset001_A", labels=labels, channels=channels, options=options)
+    assert report.failed == ()
+    for record, patient in zip(report.records, sorted((STS / "dicom").iterdir()), strict=True):
+        mask = array(sitk.ReadImage(STS / "nifti" / patient.name / "PET_mask.nii.gz"))
+        assert record.voxels["ct"] > 0
+        assert record.voxels["ct"] + record.voxels["pet"] == (mask > 0).sum()  # on the grid of PET, its own

@@ -109,6 +109,7 @@ def test_what_encloses_nothing_is_passed_over(tmp_path: Path, kind: str) -> None
     ("contours", "message"),
     [
         ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 2, 4)], "2 slices apart"),
+        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 1, 3, 5, 7, 9)], "mostly 2 slices apart"),
         ([box((0.5, 0.5), (3.5, 2.5), 9)], "off the volume: they belong to another series"),
         ([[[1, 1, 0], [1, 3, 0], [1, 3, 4], [1, 1, 4]]], "lie across the slices"),
     ],
@@ -123,13 +124,27 @@ def test_the_first_points_tell_where_contours_are(tmp_path: Path) -> None:
     assert contour_points(path) == pytest.approx(np.array([at(1, 2, 0), at(2, 2, 3)]), abs=1e-5)
 
 
-def test_a_contour_that_is_there_twice_is_no_hole(tmp_path: Path) -> None:
-    square = box((1, 1), (5, 3), 2)
+@pytest.mark.parametrize("again", ["the same", "from another corner", "backwards", "closed"])
+def test_a_contour_that_is_there_twice_is_no_hole(tmp_path: Path, again: str) -> None:
+    square = [*box((1, 1), (5, 3), 2), [0.5, 2, 2]]
+    drawn = {
+        "the same": square,
+        "from another corner": square[2:] + square[:2],
+        "backwards": square[::-1],
+        "closed": square + square[:1],
+    }
     once, _ = labels(tmp_path / "1", {"a": [square]})
-    twice, notes = labels(tmp_path / "2", {"a": [square, square]})
+    twice, notes = labels(tmp_path / "2", {"a": [square, drawn[again]]})
     assert once.any()
     np.testing.assert_array_equal(once, twice)
     assert any("1 contours are there twice" in note for note in notes)
+
+
+def test_contours_with_the_same_corners_and_other_edges_are_two(tmp_path: Path) -> None:
+    square = box((0.5, 0.5), (4.5, 3.5), 2)
+    array, notes = labels(tmp_path, {"a": [square, [square[index] for index in (0, 2, 1, 3)]]})
+    assert notes == []
+    assert 0 < array.astype(bool).sum() < 12
 
 
 def test_order_of_labels_and_not_of_rois_decides_who_keeps_a_voxel(tmp_path: Path) -> None:
