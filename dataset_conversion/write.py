@@ -36,13 +36,11 @@ from nnunet_dualcl.dataset_conversion.one_case import (
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import REPLACED_SPLITS_FILE, SPLITS_FILE
+from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
 from nnunet_dualcl.parallel import results
 
 PLAN_FILE = Path("conversion") / "plan.json"
 """What the dataset is made with; a resumed conversion must ask for the same."""
-PATIENTS_FILE = Path("conversion") / "patients.csv"
-"""case,patient: the groups file of ``dualcl split``."""
 
 _ROOM = 1.1
 """Disk space asked for, as a multiple of the sources' size: the target is compressed as most sources are."""
