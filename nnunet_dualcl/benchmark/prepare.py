@@ -17,7 +17,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import PREPARED_FILE
-from nnunet_dualcl.data.cases import CaseImages, list_case_images
+from nnunet_dualcl.data.cases import CaseImages, list_case_images, refuse_misnamed
 from nnunet_dualcl.data.splits import Split, draw_splits, known_groups, of_groups, write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import check_geometry, read_header
@@ -78,6 +78,8 @@ def check_source(protocol: Protocol, source: Path) -> None:
         raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
     if not protocol.dataset_json and not (source / "dataset.json").is_file():
         raise DualCLError(f"{source} has no dataset.json. Add one, or 'dataset_json' to the protocol.")
+    if (source / "unlabeled").is_dir() and (source / IMAGES_UNLABELED).is_dir():
+        raise DualCLError(f"{source} has both unlabeled and {IMAGES_UNLABELED}. Put all such images into one of them.")
     names = {path.name for path in (source / "labelsTr").iterdir() if not path.name.startswith(".")}
     needed = protocol.num_test_cases + protocol.validation_cases + max(protocol.labeled) + 1
     if len(names) < needed:
@@ -113,6 +115,8 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> tuple[list[str]
 
     Further unlabeled images of a patient who is tested or validated are left out.
     """
+    others = source / ("unlabeled" if (source / "unlabeled").is_dir() else IMAGES_UNLABELED)
+    groups = known_groups(source)
     with tempfile.TemporaryDirectory() as scratch:
         if _is_decathlon(source):
             source = _converted(protocol, source, Path(scratch))
@@ -123,25 +127,19 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> tuple[list[str]
         cases = list_case_images(source / "imagesTr", ending)
         labels = {case: source / "labelsTr" / f"{case}{ending}" for case in cases}
         _check_labels(cases, labels)
-        groups = known_groups(source)
+        refuse_misnamed(others, ending)
         test = _test_cases(protocol, sorted(cases), groups)
         splits = _splits(protocol, sorted(set(cases) - set(test)), groups)
-        for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        unlabeled = list_case_images(others, ending)
+        for case in of_groups(unlabeled, [*test, *splits[0]["val"]], groups or {}):
+            del unlabeled[case]
+        for role in ("imagesTr", "labelsTr", "imagesTs", "labelsTs", *([IMAGES_UNLABELED] if unlabeled else [])):
             (raw / role).mkdir(parents=True)
         for case, images in cases.items():
             side = "Ts" if case in test else "Tr"
             for image in images:
                 shutil.copyfile(image, raw / f"images{side}" / image.name)
             shutil.copyfile(labels[case], raw / f"labels{side}" / labels[case].name)
-        unlabeled = {
-            case: images
-            for name in (IMAGES_UNLABELED, "unlabeled")
-            for case, images in list_case_images(source / name, ending).items()
-        }
-        for case in of_groups(unlabeled, [*test, *splits[0]["val"]], groups or {}):
-            del unlabeled[case]
-        if unlabeled:
-            (raw / IMAGES_UNLABELED).mkdir()
         for image in itertools.chain(*unlabeled.values()):
             shutil.copyfile(image, raw / IMAGES_UNLABELED / image.name)
         content = {**dataset_json, "numTraining": len(cases) - len(test)}

@@ -94,7 +94,7 @@ def unlabeled_case_images(
     """
     training = raw_training_images(raw_dataset_folder, dataset_json)
     own_folder = list_case_images(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
-    _refuse_misnamed(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
+    refuse_misnamed(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
     twice = sorted(set(training) & set(own_folder))
     if twice:
         raise DualCLError(
@@ -128,8 +128,12 @@ def unlabeled_case_images(
     return dict(sorted(cases.items()))
 
 
-def _refuse_misnamed(folder: Path, file_ending: str) -> None:
-    """An image that nnU-Net's naming rule passes over would be missing from training without a word."""
+def refuse_misnamed(folder: Path, file_ending: str) -> None:
+    """An image that nnU-Net's naming rule passes over would be missing from training without a word.
+
+    Raises:
+        DualCLError: naming such images.
+    """
     entries = sorted(os.listdir(folder)) if folder.is_dir() else []
     endings = (file_ending, *_IMAGE_ENDINGS)
     images = [name for name in entries if not name.startswith(".") and name.lower().endswith(endings)]

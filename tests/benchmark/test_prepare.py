@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_dualcl.benchmark.prepare import _raw_dataset, prepare
+from nnunet_dualcl.benchmark.prepare import _raw_dataset, check_source, prepare
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.errors import DualCLError
 
@@ -90,6 +90,16 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_copied(source: Pa
     label.unlink()
     with pytest.raises(DualCLError, match=r"No label for b_p3 in .*labelsTr. Move images without labels"):
         _raw_dataset(Protocol(**SETTINGS), source, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_unlabeled_images_are_in_one_folder_and_named_as_nnunet_wants(source: Path, tmp_path: Path) -> None:
+    write(source / "imagesUnlabeled" / "u_p8.nrrd")
+    with pytest.raises(DualCLError, match=r"imagesUnlabeled: u_p8\.nrrd would be passed over"):
+        _raw_dataset(Protocol(**SETTINGS), source, tmp_path / "raw")
+    (source / "unlabeled").mkdir()
+    with pytest.raises(DualCLError, match="has both unlabeled and imagesUnlabeled"):
+        check_source(Protocol(**SETTINGS), source)
     assert not (tmp_path / "raw").exists()
 
 
