@@ -279,8 +279,8 @@ def test_two_processes_never_work_at_one_job(source: Path, tmp_path: Path) -> No
 
 def test_a_job_ends_with_the_process_that_started_it() -> None:
     """The starter dies by SIGKILL, which it cannot pass on; the pipe ends when the last holder of it has ended."""
-    waits = "import os; from nnunet_dualcl.benchmark.job import _end_with; print('waits', flush=True); "
-    waits += "_end_with(os.getppid(), 0.05)"
+    waits = "import os; from nnunet_dualcl.benchmark.job import _end_with; parent = os.getppid(); "
+    waits += "print('waits', flush=True); _end_with(parent, 0.05)"  # asked later, it might be of who adopted us
     starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waits!r}])"
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
