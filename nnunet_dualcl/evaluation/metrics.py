@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,8 @@ def read_image(file: Path) -> sitk.Image:
     """
     if not file.is_file():
         raise DualCLError(f"{file} is missing. Write or predict it again, or take it off the list of cases.")
-    try:
+    with _named_in_errors(file):
         return sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise DualCLError(f"{file} cannot be read as an image; write it again. SimpleITK says: {error}") from error
 
 
 def read_header(file: Path) -> sitk.ImageFileReader:
@@ -233,11 +232,17 @@ def read_header(file: Path) -> sitk.ImageFileReader:
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    try:
+    with _named_in_errors(file):
         reader.ReadImageInformation()
+    return reader
+
+
+@contextmanager
+def _named_in_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise DualCLError(f"{file} cannot be read as an image; write it again. SimpleITK says: {error}") from error
-    return reader
 
 
 def _labels_of(image: sitk.Image, file: Path) -> np.ndarray:
