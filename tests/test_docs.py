@@ -90,7 +90,7 @@ def test_the_commands_are_found() -> None:
 def no_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
     """No look at the datasets, which the documentation's examples do not have here."""
     for name in ("check_train", "check_predict"):
-        monkeypatch.setattr(f"nnunet_dualcl.cli.main.{name}", lambda arguments: None)
+        monkeypatch.setattr(f"nnunet_dualcl.cli.main.{name}", lambda arguments, **_: None)
 
 
 @pytest.mark.usefixtures("no_preflight")
@@ -253,13 +253,19 @@ def test_costs_stand_in_the_result_files() -> None:
 
 
 def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
-    tables = read("docs/benchmarks.md").split("<!-- results of hippocampus_cpu -->")[1].split("<!-- end")[0]
-    dice = {arm: float(value) for arm, value in re.findall(r"^\| ([^|]+) \| \d \| (0\.\d{4})", tables, re.M)}
+    def dice_of(store: str) -> dict[str, float]:
+        tables = read("docs/benchmarks.md").split(f"<!-- results of {store} -->")[1].split("<!-- end")[0]
+        return {arm: float(value) for arm, value in re.findall(r"^\| ([^|]+) \| \d \| (0\.\d{4})", tables, re.M)}
+
+    dice = dice_of("hippocampus_cpu")
     text = re.sub(r"\s+", " ", README.read_text(encoding="utf-8"))
     few, many = dice["stock nnU-Net"], dice["stock nnU-Net, all labels"]
     ours, exported = dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     assert f"mean Dice {ours:.3f} ({exported:.3f} exported, see below)," in text
-    assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f} (" in text
+    assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f}." in text
+    dice = dice_of("openkbp_cpu")
+    few, ours, exported = dice["stock nnU-Net"], dice["DualCL"], dice["DualCL, exported: decoder A alone"]
+    assert f"{ours:.3f} ({exported:.3f} exported), stock nnU-Net {few:.3f}." in text
 
 
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
