@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it takes the place of ``path``, on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers go by the ending
-    partial = path.with_name(f".{path.name.removesuffix(suffix)}.partial-{os.getpid()}{suffix}")
+    # no process number: containers that share a disk have the same ones
+    partial = path.with_name(f".{path.name.removesuffix(suffix)}.partial-{uuid.uuid4().hex[:12]}{suffix}")
     try:
         yield partial
         os.replace(partial, path)

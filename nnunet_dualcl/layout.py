@@ -61,8 +61,9 @@ def dataset_name(name_or_id: str | int) -> str:
         unset = [name for name in ("nnUNet_raw", "nnUNet_preprocessed") if not os.environ.get(name)]
         fix = f"Set {' and '.join(unset)}" if unset else f"There are: {', '.join(_datasets()) or 'no datasets'}"
         raise DualCLError(
-            f"Dataset {name_or_id}: {found}. Looked in nnUNet_raw={nnUNet_raw.get()} and "
-            f"nnUNet_preprocessed={nnUNet_preprocessed.get()}. {fix}; or give the full name."
+            f"Dataset {name_or_id}: {found}. Looked in nnUNet_raw={nnUNet_raw.get()}, "
+            f"nnUNet_preprocessed={nnUNet_preprocessed.get()} and "
+            f"nnUNet_results={os.environ.get('nnUNet_results')}. {fix}; or give the full name."
         )
     return candidates[0]
 

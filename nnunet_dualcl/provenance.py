@@ -8,7 +8,18 @@ from pathlib import Path
 
 def source_commit() -> str:
     """Commit of the source tree that this runs from, shortened, or "unknown" for an installed package."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+    package = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel", "--short", "HEAD"],
+            cwd=package,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git on this machine
+        return "unknown"
+    lines = done.stdout.split("\n")
+    # a virtual environment inside the user's own repository is not our source tree
+    ours = done.returncode == 0 and Path(lines[0]).resolve() == package.parent
+    return lines[1] if ours else "unknown"

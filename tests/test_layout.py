@@ -79,7 +79,8 @@ def test_dataset_name_with_no_variable_set(monkeypatch: pytest.MonkeyPatch) -> N
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(
-        DualCLError, match=r"nnUNet_raw=None and nnUNet_preprocessed=None\. Set nnUNet_raw and nnUNet_preprocessed"
+        DualCLError,
+        match=r"nnUNet_raw=None, nnUNet_preprocessed=None and nnUNet_results=None\. Set nnUNet_raw and nnUNet_preproc",
     ):
         dataset_name(4)
 

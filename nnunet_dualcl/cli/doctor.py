@@ -111,7 +111,7 @@ def _folder(name: str) -> Finding:
     path = Path(value)
     if not path.is_dir():
         return Finding("fault", f"{name}={value} is no folder", f"mkdir -p {shlex.quote(value)}")
-    if not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK) and name != "nnUNet_raw":  # training only reads raw data
         return Finding(
             "fault", f"{name}={value} cannot be written to", f"chmod u+w {shlex.quote(value)}, or choose another folder"
         )

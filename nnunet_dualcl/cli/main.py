@@ -146,7 +146,15 @@ def _split(arguments: argparse.Namespace) -> int:
     import json
 
     from nnunet_dualcl.data.cases import list_case_images, raw_training_images
-    from nnunet_dualcl.data.splits import draw_splits, known_groups, of_groups, read_groups, replace_splits
+    from nnunet_dualcl.data.splits import (
+        check_groups,
+        draw_splits,
+        known_groups,
+        of_groups,
+        read_case_list,
+        read_groups,
+        replace_splits,
+    )
 
     name = dataset_name(arguments.d)
     raw = required_folder("nnUNet_raw") / name
@@ -154,10 +162,7 @@ def _split(arguments: argparse.Namespace) -> int:
         raise DualCLError(f"{raw / 'dataset.json'} does not exist. Convert the dataset to nnU-Net's raw format first.")
     dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     cases = list(raw_training_images(raw, dataset_json))
-    try:
-        excluded = arguments.exclude.read_text(encoding="utf-8-sig").split() if arguments.exclude else []
-    except OSError as error:
-        raise DualCLError(f"Cannot read the list of excluded cases {arguments.exclude}: {error.strerror}.") from None
+    excluded = read_case_list(arguments.exclude) if arguments.exclude else []
     groups = read_groups(arguments.groups) if arguments.groups else known_groups(raw)
     splits = draw_splits(
         cases,
@@ -169,6 +174,8 @@ def _split(arguments: argparse.Namespace) -> int:
         excluded=excluded,
     )
     unlabeled = list_case_images(raw / IMAGES_UNLABELED, dataset_json["file_ending"])
+    if groups is not None:
+        check_groups(unlabeled, groups)
     shared = of_groups(unlabeled, [*splits[0]["val"], *excluded], groups or {})
     if shared:
         raise DualCLError(
@@ -220,7 +227,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from nnunet_dualcl.training.environment import variable
 
     if not helps:
-        check_train(rest)
+        check_train(rest, with_config=parsed.config is not None)
     from nnunetv2.run.run_training import run_training_entry
 
     with variable(CONFIG_VARIABLE, str(parsed.config.resolve()) if parsed.config else None):
@@ -243,9 +250,10 @@ def _export(arguments: argparse.Namespace) -> int:
     name = dataset_name(arguments.d)
     model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
     folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
+    numbers = " ".join(fold.removeprefix("fold_") for fold in folds)
     print(
-        f"{arguments.o}: {', '.join(folds)}. "
-        f"Predict anywhere with: nnUNetv2_predict_from_modelfolder -m {arguments.o} ...\n"
+        f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: "
+        f"nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(arguments.o))} -f {numbers} -i INPUT -o OUTPUT\n"
         "It is decoder A alone; the validation scores of the source are of the mean of both, unless prediction: a."
     )
     return 0

@@ -10,11 +10,15 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import dataset_name, required_folder
 
 
-def check_train(arguments: Sequence[str]) -> None:
+def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     """Look at the arguments of ``nnUNetv2_train``; a command line that its parser will refuse is left to it.
 
+    Args:
+        with_config: a configuration file was given, which nnU-Net's own trainers do not read.
+
     Raises:
-        DualCLError: no such dataset, plans, configuration or preprocessed cases, or no CUDA device.
+        DualCLError: no such dataset, plans, configuration or preprocessed cases, no CUDA device, or a trainer that
+            leaves the configuration file aside.
     """
     parser = _parser()
     parser.add_argument("dataset", nargs="?")
@@ -23,6 +27,10 @@ def check_train(arguments: Sequence[str]) -> None:
     parsed = _parsed(parser, arguments)
     if parsed is None or parsed.fold is None:
         return
+    if with_config and _is_nnunets(parsed.tr):
+        raise DualCLError(
+            f"--config is for trainers of this package; {parsed.tr} is nnU-Net's own and does not read it."
+        )
     from nnunet_dualcl.data.plans import check_configuration, read_plans
 
     preprocessed = required_folder("nnUNet_preprocessed")
@@ -61,6 +69,13 @@ def check_predict(arguments: Sequence[str]) -> None:
     model = results / dataset_name(parsed.d) / f"{parsed.tr}__{parsed.p}__{parsed.c}"
     trained_checkpoints(model, parsed.f, parsed.chk)
     _check_device(parsed.device)
+
+
+def _is_nnunets(trainer: str) -> bool:
+    from nnunetv2.training import nnUNetTrainer
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    return recursive_find_python_class(nnUNetTrainer.__path__[0], trainer, nnUNetTrainer.__name__) is not None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -15,7 +16,10 @@ from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 CaseImages = dict[str, list[Path]]
 """Case name -> its image files, one a channel, in channel order."""
 
-_IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp", ".jpg")
+_DOCUMENT_ENDINGS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xls", ".xlsx", ".ini", ".db")
+
+
+_ROLES = ("train", "val", "unlabeled")
 
 
 def _case_file(file_ending: str) -> re.Pattern[str]:
@@ -23,12 +27,12 @@ def _case_file(file_ending: str) -> re.Pattern[str]:
 
 
 def list_case_images(folder: Path, file_ending: str) -> CaseImages:
-    """Cases in a folder of ``NAME_0000ENDING`` files, sorted by name; an absent folder has none."""
+    """Cases of the ``NAME_0000ENDING`` files in a folder, sorted by name; an absent folder has none."""
     pattern = _case_file(file_ending)
     cases: dict[str, list[Path]] = {}
     for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
         match = pattern.fullmatch(entry)
-        if match:
+        if match and not entry.startswith("."):
             cases.setdefault(match["case"], []).append(folder / entry)
     return dict(sorted(cases.items()))
 
@@ -48,15 +52,23 @@ def read_splits(preprocessed_dataset_folder: Path) -> list[dict[str, list[str]]]
     """All folds of nnU-Net's split file; none where there is no file.
 
     Raises:
-        DualCLError: the file is no valid JSON.
+        DualCLError: the file is no valid JSON, no list of folds, or has a misspelled ``unlabeled``.
     """
     path = preprocessed_dataset_folder / SPLITS_FILE
     if not path.is_file():
         return []
     try:
         splits: list[dict[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
         raise DualCLError(f"{path} is no valid JSON ({error}). Write it anew with: dualcl split") from None
+    if not isinstance(splits, list) or not all(isinstance(split, dict) for split in splits):
+        raise DualCLError(f"{path} must hold a list with one object a fold. Write it anew with: dualcl split")
+    for fold, split in enumerate(splits):
+        for role, cases in split.items():
+            if role not in _ROLES and difflib.get_close_matches(role.lower(), ["unlabeled"], cutoff=0.9):
+                raise DualCLError(f"{path}, fold {fold}: unknown key '{role}'. Did you mean 'unlabeled'?")
+            if role in _ROLES and not (isinstance(cases, list) and all(isinstance(case, str) for case in cases)):
+                raise DualCLError(f"{path}, fold {fold}: '{role}' must be a list of case names.")
     return splits
 
 
@@ -108,6 +120,12 @@ def unlabeled_case_images(
             f"Expected files such as imagesTr/{missing[0]}_0000{dataset_json['file_ending']}."
         )
     cases = {**{case: training[case] for case in listed if case in training}, **own_folder}
+    shadowed = sorted(case for case in cases if f"{case}_seg" in cases)
+    if shadowed:
+        raise DualCLError(
+            f"{raw_dataset_folder}: {shadowed[0]}_seg is a case beside {shadowed[0]}, and nnU-Net stores the "
+            f"segmentation of {shadowed[0]} under that name. Rename it, or take it out if it is a segmentation."
+        )
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
     # where each labeled case is a single file, that file holds all channels: color images
     in_one_file = bool(training) and all(len(files) == 1 for files in training.values())
@@ -131,15 +149,27 @@ def unlabeled_case_images(
 def refuse_misnamed(folder: Path, file_ending: str) -> None:
     """An image that nnU-Net's naming rule passes over would be missing from training without a word.
 
+    Passed over on purpose: hidden files, documents, and files beside an image of the same name (the ``.raw`` of an
+    ``.mhd``).
+
     Raises:
-        DualCLError: naming such images.
+        DualCLError: naming such files, and folders with files in them.
     """
     entries = sorted(os.listdir(folder)) if folder.is_dir() else []
-    endings = (file_ending, *_IMAGE_ENDINGS)
-    images = [name for name in entries if not name.startswith(".") and name.lower().endswith(endings)]
-    wrong = [name for name in images if not _case_file(file_ending).fullmatch(name)]
+    pattern = _case_file(file_ending)
+    images = {name.removesuffix(file_ending) for name in entries if pattern.fullmatch(name)}
+    wrong = []
+    for name in entries:
+        if name.startswith((".", "@", "__")) or pattern.fullmatch(name):
+            continue
+        if (folder / name).is_dir():
+            if any(path.is_file() for path in (folder / name).rglob("[!.]*")):
+                wrong.append(f"{name}{os.sep}")
+        elif not name.lower().endswith(_DOCUMENT_ENDINGS) and os.path.splitext(name)[0] not in images:
+            wrong.append(name)
     if wrong:
         raise DualCLError(
             f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} would be passed over. Name images like "
-            f"CASE_0000{file_ending}, CASE_0001{file_ending} for a second channel; or take them out of this folder."
+            f"CASE_0000{file_ending}, CASE_0001{file_ending} for a second channel, all in the folder itself; or take "
+            "them out of it."
         )

@@ -62,6 +62,10 @@ class PairedLoader:
         batch["unlabeled_keys"] = unlabeled["keys"]
         return batch
 
+    def restart(self) -> None:
+        """Draw unlabeled patches as a new loader does with the global generators as they are now."""
+        self._unlabeled_stream.restart()
+
     def set_thread_id(self, thread_id: int) -> None:
         """Called by augmenters in each worker."""
         self.labeled.set_thread_id(thread_id)

@@ -18,17 +18,20 @@ def read_plans(preprocessed_dataset_folder: Path, plans_name: str) -> dict[str, 
     """
     path = preprocessed_dataset_folder / f"{plans_name}.json"
     if not path.is_file():
-        found = [
-            other.stem
-            for other in sorted(preprocessed_dataset_folder.glob("*.json"))
-            if "configurations" in json.loads(other.read_text(encoding="utf-8"))
-        ]
+        found = [other.stem for other in sorted(preprocessed_dataset_folder.glob("[!.]*.json")) if _is_plans(other)]
         raise DualCLError(
             f"No plans at {path}; found {', '.join(found) or 'none'}. "
             "Run nnUNetv2_plan_and_preprocess first, or name the plans with -p."
         )
     plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return plans
+
+
+def _is_plans(path: Path) -> bool:
+    try:
+        return "configurations" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:

@@ -44,6 +44,10 @@ class RandomStream:
     def __init__(self) -> None:
         self._states: tuple[Any, Any, Any] | None = None
 
+    def restart(self) -> None:
+        """Forget the private generators; the next use starts from the global one again."""
+        self._states = None
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Draws inside come from the private stream; the global one is put back as it was."""

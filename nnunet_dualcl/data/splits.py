@@ -46,12 +46,7 @@ def draw_splits(
         DualCLError: too few cases, or names in ``groups`` or ``excluded`` that do not match.
     """
     group_of = {case: case for case in cases} if groups is None else dict(groups)
-    without = sorted(set(cases) - set(group_of))
-    if without:
-        more = f" and {len(without) - 5} more" if without[5:] else ""
-        raise DualCLError(
-            f"No group given for {', '.join(without[:5])}{more}. Every case needs one line in the groups file."
-        )
+    check_groups(cases, group_of)
     unknown = sorted(set(excluded) - set(cases))
     if unknown:
         raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")
@@ -88,12 +83,9 @@ def read_groups(path: Path) -> dict[str, str]:
     """Case -> patient from a JSON object or from a CSV or TSV of two columns (a header line is allowed).
 
     Raises:
-        DualCLError: unreadable, no JSON object, a line without two columns, or a case with two groups.
+        DualCLError: unreadable, not UTF-8, no JSON object, a line without two columns, or a case with two groups.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
-    except OSError as error:
-        raise DualCLError(f"Cannot read the groups file {path}: {error.strerror}.") from None
+    text = _read_list(path, "the groups file")
     if path.suffix == ".json":
         try:
             content = json.loads(text)
@@ -105,6 +97,8 @@ def read_groups(path: Path) -> dict[str, str]:
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
+        if not any(column.strip() for column in row):
+            continue
         if len(row) != 2:
             raise DualCLError(f"{path}, line {number}: expected 'case,patient', found {','.join(row)!r}.")
         case, group = (column.strip() for column in row)
@@ -113,10 +107,44 @@ def read_groups(path: Path) -> dict[str, str]:
     return groups
 
 
+def read_case_list(path: Path) -> list[str]:
+    """Cases of a text file, one a line; blank lines count not.
+
+    Raises:
+        DualCLError: unreadable, or not UTF-8.
+    """
+    lines = _read_list(path, "the list of excluded cases").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_list(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
+    except OSError as error:
+        raise DualCLError(f"Cannot read {what} {path}: {error.strerror}.") from None
+    except UnicodeError:
+        raise DualCLError(f"Cannot read {what} {path}: it is not UTF-8. Save it again with that encoding.") from None
+
+
 def known_groups(raw_dataset_folder: Path) -> dict[str, str] | None:
     """Case -> patient as ``dualcl convert`` wrote it beside a dataset; None where there is no such file."""
     path = raw_dataset_folder / PATIENTS_FILE
     return read_groups(path) if path.is_file() else None
+
+
+def check_groups(cases: Iterable[str], groups: Mapping[str, str]) -> None:
+    """Refuse cases whose patient is not known.
+
+    Raises:
+        DualCLError: naming them.
+    """
+    without = sorted(set(cases) - set(groups))
+    if without:
+        more = f" and {len(without) - 5} more" if without[5:] else ""
+        raise DualCLError(
+            f"No group given for {', '.join(without[:5])}{more}. Every case, unlabeled ones too, needs one line in the "
+            "groups file."
+        )
 
 
 def of_groups(cases: Iterable[str], held: Iterable[str], groups: Mapping[str, str]) -> list[str]:
@@ -136,9 +164,24 @@ def replace_splits(raw_dataset_folder: Path, path: Path, splits: Sequence[Split]
     """
     came_with = raw_dataset_folder / SPLITS_FILE
     is_copy = came_with.is_file() and path.is_file() and path.read_bytes() == came_with.read_bytes()
-    write_splits(path, splits, force=force or is_copy)
+    refuse_existing(path, force=force or is_copy)
     if came_with.is_file():
-        came_with.replace(raw_dataset_folder / REPLACED_SPLITS_FILE)
+        try:
+            came_with.replace(raw_dataset_folder / REPLACED_SPLITS_FILE)
+        except OSError as error:
+            raise DualCLError(
+                f"{came_with} cannot be renamed to {REPLACED_SPLITS_FILE} ({error.strerror}), and nnU-Net refuses two "
+                "different splits. Make that folder writable, or rename the file by hand. Nothing was changed."
+            ) from None
+    write_splits(path, splits, force=True)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Keep an existing split file, unless ``force``."""
+    if path.exists() and not force:
+        raise DualCLError(
+            f"{path} exists and may belong to finished trainings. Keep a copy and repeat with --force to replace it."
+        )
 
 
 def write_splits(path: Path, splits: Sequence[Split], *, force: bool = False) -> None:
@@ -147,8 +190,5 @@ def write_splits(path: Path, splits: Sequence[Split], *, force: bool = False) ->
     Raises:
         DualCLError: the file exists and ``force`` is off; it may define trainings that already ran.
     """
-    if path.exists() and not force:
-        raise DualCLError(
-            f"{path} exists and may belong to finished trainings. Keep a copy and repeat with --force to replace it."
-        )
+    refuse_existing(path, force=force)
     write_text(path, json.dumps(list(splits), indent=2) + "\n")

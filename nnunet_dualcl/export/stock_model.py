@@ -111,7 +111,7 @@ def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, c
                 f"No {checkpoint_name} in any fold of {model_folder}. Train to the end, or name one with -chk."
             )
         return paths
-    paths = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+    paths = [model_folder / f"fold_{fold}" / checkpoint_name for fold in dict.fromkeys(map(str, folds))]
     for path in paths:
         if not path.is_file():
             raise DualCLError(f"{path} does not exist. Train this fold to the end, or name another with -f or -chk.")

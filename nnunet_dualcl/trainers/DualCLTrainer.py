@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -155,8 +156,7 @@ class DualCLTrainer(nnUNetTrainer):
         unlabeled_batch_size = self.config.unlabeled_batch_size or self.batch_size
         if self.config.split_batch and self.unlabeled_keys:
             unlabeled_batch_size = self._split_batch()
-        seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])
-        seed_global_streams(seed)
+        seed = self._seed_epoch()
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
@@ -182,6 +182,12 @@ class DualCLTrainer(nnUNetTrainer):
         if workers > 0:
             next(train), next(validation)  # start the workers now, so that a fault in them shows before training
         return train, validation
+
+    def _seed_epoch(self) -> int:
+        """Seed the global generators for the current epoch; the seed."""
+        seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])
+        seed_global_streams(seed)
+        return seed
 
     def _split_batch(self) -> int:
         """Give half of the plans' batch to unlabeled patches; returns how many."""
@@ -243,9 +249,13 @@ class DualCLTrainer(nnUNetTrainer):
         self.print_to_log_file(f"DualCL configuration: {self.config.to_mapping()}", add_timestamp=False)
 
     def on_train_epoch_start(self) -> None:
-        """Count the steps of the epoch."""
+        """Count the steps of the epoch; without workers, draw as a training that is continued at this epoch does."""
         super().on_train_epoch_start()
         self._iteration = 0
+        if isinstance(self.dataloader_train, SingleThreadedAugmenter):
+            self._seed_epoch()
+            if isinstance(self.dataloader_train.data_loader, PairedLoader):
+                self.dataloader_train.data_loader.restart()
         self._skipped = 0
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:

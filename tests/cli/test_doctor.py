@@ -150,6 +150,12 @@ def test_each_folder_variable_is_checked(variable: str, sound: Path, monkeypatch
     assert not_ok() == Finding("fault", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
 
 
+def test_raw_data_may_be_read_only(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = sound / "nnUNet_raw"
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: not (Path(path) == raw and mode == os.W_OK))
+    assert doctor._folder("nnUNet_raw") == Finding("ok", f"nnUNet_raw={raw}")
+
+
 def test_a_folder_that_cannot_be_written_to_is_a_fault(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locked = sound / "nnUNet_results"
     # the superuser may write anywhere, so the answer is replaced rather than the permission

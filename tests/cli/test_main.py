@@ -140,7 +140,7 @@ def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.
     raw = folders / "nnUNet_raw" / NAME
     (raw / "conversion").mkdir()
     lines = ["case,patient", *(f"{case},p{number // 2}" for number, case in enumerate(CASES))]
-    (raw / "conversion" / "patients.csv").write_text("\n".join([*lines, "more,p3", "new,p9"]), encoding="utf-8")
+    (raw / "conversion" / "patients.csv").write_text("\n".join([*lines, "more,p8", "new,p9"]), encoding="utf-8")
     assert split("--val", "1") == 0
     assert "(seed 0, whole patients)." in capsys.readouterr().out
     assert all(len(fold["val"]) == 2 for fold in read(folders))
@@ -148,10 +148,14 @@ def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.
     (raw / "imagesUnlabeled").mkdir()
     for case in ("more", "new"):
         (raw / "imagesUnlabeled" / f"{case}_0000.nii.gz").touch()
+    assert split("--val", "1", "--force") == 0
     text = (raw / "conversion" / "patients.csv").read_text(encoding="utf-8")
-    (raw / "conversion" / "patients.csv").write_text(text.replace("more,p3", f"more,p{patient}"), encoding="utf-8")
+    (raw / "conversion" / "patients.csv").write_text(text.replace("more,p8", f"more,p{patient}"), encoding="utf-8")
     assert split("--val", "1", "--force") == 2
     assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
+    (raw / "imagesUnlabeled" / "unknown_0000.nii.gz").touch()
+    assert split("--val", "1", "--force") == 2
+    assert "No group given for unknown. Every case, unlabeled ones too, needs one line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,7 @@ def command(request: pytest.FixtureRequest) -> str:
 def entry(command: str, monkeypatch: pytest.MonkeyPatch) -> Entry:
     entry = Entry()
     monkeypatch.setattr(ENTRIES[command], entry)
-    monkeypatch.setattr(f"nnunet_dualcl.cli.main.check_{command}", lambda arguments: None)
+    monkeypatch.setattr(f"nnunet_dualcl.cli.main.check_{command}", lambda arguments, **_: None)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     monkeypatch.delenv("DUALCL_CONFIG", raising=False)
     return entry
@@ -370,4 +374,4 @@ def test_export_finds_the_model_by_nnunets_names(
     model = folders / "nnUNet_results" / NAME / "DualCLTrainer__myPlans__3d_fullres"
     options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth"}
     assert calls == [((model, Path("stock")), options)]
-    assert "nnUNetv2_predict_from_modelfolder -m stock" in capsys.readouterr().out
+    assert "nnUNetv2_predict_from_modelfolder -m stock -f 0 1 -i INPUT -o OUTPUT" in capsys.readouterr().out

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,22 @@ def test_a_wrong_name_lists_the_right_ones(
     error = capsys.readouterr().err
     assert error.startswith("dualcl: error: ")
     assert re.search(message, error), error
+
+
+def test_a_configuration_that_the_trainer_would_not_read_is_refused(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerNoMirroring"):
+        assert main(["train", *TRAIN, "-tr", trainer, "--config", str(tmp_path / "c.yaml")]) == 2
+        assert f"{trainer} is nnU-Net's own and does not read it" in capsys.readouterr().err
+    check_train([*TRAIN, "-tr", "MeanTeacherTrainer"], with_config=True)
+
+
+def test_files_that_are_no_plans_do_not_hide_the_message(toy: Any) -> None:
+    (toy.preprocessed / "._toyPlans.json").write_bytes(b"\x00\x05\x16\xff")
+    (toy.preprocessed / "broken.json").write_bytes(b"\xff{")
+    with pytest.raises(DualCLError, match=r"No plans at .*otherPlans\.json; found toyPlans\."):
+        check_train([word if word != "toyPlans" else "otherPlans" for word in TRAIN])
 
 
 def test_labeled_cases_that_are_not_preprocessed_are_named_with_the_command(toy: Any) -> None:

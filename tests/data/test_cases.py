@@ -1,6 +1,7 @@
 import builtins
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -92,6 +93,29 @@ def test_read_split_refuses_broken_json(tmp_path: Path) -> None:
         read_split(tmp_path, 0)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["a"]}, "must hold a list with one object a fold"),
+        ([["a"]], "must hold a list with one object a fold"),
+        ([{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": "b"}], "fold 1: 'val' must be a list of case names"),
+        ([{"unlabeled": None}], "fold 0: 'unlabeled' must be a list of case names"),
+        ([{"unlabelled": ["c"]}], "fold 0: unknown key 'unlabelled'. Did you mean 'unlabeled'?"),
+        ([{"Unlabeled": ["c"]}], "fold 0: unknown key 'Unlabeled'. Did you mean 'unlabeled'?"),
+    ],
+)
+def test_a_split_file_of_another_form_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DualCLError, match=re.escape(message)):
+        read_split(tmp_path, 0)
+
+
+def test_lists_that_nnunet_does_not_know_are_left_alone(tmp_path: Path) -> None:
+    split = {"train": ["a"], "val": [], "test": ["z"], "labeled": 3}
+    (tmp_path / "splits_final.json").write_text(json.dumps([split]), encoding="utf-8")
+    assert read_split(tmp_path, 0) == split
+
+
 @pytest.mark.parametrize(("role", "meaning"), [("train", "a labeled training case"), ("val", "a validation case")])
 def test_a_case_with_two_roles_is_refused(role: str, meaning: str) -> None:
     split = {"train": ["a"], "val": ["b"], role: ["e", "c"]}
@@ -167,12 +191,33 @@ def test_color_images_hold_their_channels_in_one_file(tmp_path: Path) -> None:
         unlabeled_case_images(tmp_path, colors, ["b"])
 
 
-@pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD"])
+@pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD", "z_0000.img", "IM00001"])
 def test_an_image_that_would_be_passed_over_is_refused(raw: Path, name: str) -> None:
-    touch(raw / "imagesUnlabeled", [name, "._hidden.nii.gz", "notes.txt"])
+    touch(raw / "imagesUnlabeled", [name, "._x_0000.nii.gz", "notes.txt"])
     with pytest.raises(
         DualCLError, match=rf"imagesUnlabeled: {name} would be passed over\. Name images like CASE_0000"
     ):
+        unlabeled_case_images(raw, TWO_CHANNELS, [])
+
+
+def test_images_in_a_folder_of_their_own_are_refused(raw: Path) -> None:
+    (raw / "imagesUnlabeled" / "empty").mkdir()
+    touch(raw / "imagesUnlabeled" / "@eaDir", ["x_0000.nii.gz"])  # thumbnails of a network drive
+    assert list(unlabeled_case_images(raw, TWO_CHANNELS, [])) == ["x", "y"]
+    touch(raw / "imagesUnlabeled" / "patient" / "series", channels("z"))
+    with pytest.raises(DualCLError, match=rf"imagesUnlabeled: patient{re.escape(os.sep)} would be passed over"):
+        unlabeled_case_images(raw, TWO_CHANNELS, [])
+
+
+def test_files_beside_an_image_and_hidden_ones_are_no_cases(tmp_path: Path) -> None:
+    content = {"channel_names": {"0": "CT"}, "file_ending": ".mhd"}
+    touch(tmp_path / "imagesUnlabeled", ["x.1_0000.mhd", "x.1_0000.raw", "._x.1_0000.mhd"])
+    assert list(unlabeled_case_images(tmp_path, content, [])) == ["x.1"]
+
+
+def test_names_that_nnunet_stores_in_one_file_are_refused(raw: Path) -> None:
+    touch(raw / "imagesUnlabeled", channels("x_seg"))
+    with pytest.raises(DualCLError, match=r"x_seg is a case beside x, .* segmentation of x under that name"):
         unlabeled_case_images(raw, TWO_CHANNELS, [])
 
 

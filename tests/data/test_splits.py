@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import _maybe_copy_splits_file
 
 from nnunet_dualcl.data.cases import check_disjoint, read_split
-from nnunet_dualcl.data.splits import draw_splits, read_groups, replace_splits, write_splits
+from nnunet_dualcl.data.splits import draw_splits, read_case_list, read_groups, replace_splits, write_splits
 from nnunet_dualcl.errors import DualCLError
 
 CASES = [f"case_{number:02d}" for number in range(23)]
@@ -106,6 +107,7 @@ def test_what_cannot_be_drawn_is_refused(changes: dict[str, Any], message: str) 
         ("g.csv", '"a","p 1"\n"b","q"\n'),
         ("g.csv", "\ufeffa,p 1\nb,q\n"),
         ("g.csv", "a,p 1\nb,q\na,p 1\n"),
+        ("g.csv", "a,p 1\n\nb,q\n,\n"),
         ("g.tsv", "a\tp 1\nb\tq\n"),
         ("g.json", '{"a": "p 1", "b": "q"}'),
     ],
@@ -128,7 +130,6 @@ def test_numbers_as_patients_become_text_and_a_header_line_stays_harmless(tmp_pa
     [
         ("g.csv", "a,p\nb\n", r"g\.csv, line 2: expected 'case,patient', found 'b'"),
         ("g.csv", "a,p,1\n", r"g\.csv, line 1: expected 'case,patient', found 'a,p,1'"),
-        ("g.csv", "a,p\n\nb,q\n", r"g\.csv, line 2: expected 'case,patient', found ''"),
         ("g.tsv", "a,p\n", r"g\.tsv, line 1: expected 'case,patient'"),
         ("g.csv", "a,p\nb,q\na,q\n", r"g\.csv, line 3: a is of p and of q"),
         ("g.json", '{"a": ', r"g\.json is no valid JSON"),
@@ -139,6 +140,18 @@ def test_a_malformed_groups_file_is_refused(tmp_path: Path, name: str, text: str
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DualCLError, match=message):
         read_groups(tmp_path / name)
+
+
+@pytest.mark.parametrize(("encoding", "read"), [("latin-1", read_groups), ("utf-16", read_case_list)])
+def test_lists_in_another_encoding_are_refused(tmp_path: Path, encoding: str, read: Callable[[Path], object]) -> None:
+    (tmp_path / "list.csv").write_text("case_1,M\u00fcller\n", encoding=encoding)
+    with pytest.raises(DualCLError, match=r"list\.csv: it is not UTF-8\. Save it again"):
+        read(tmp_path / "list.csv")
+
+
+def test_a_case_list_has_one_case_a_line(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("\ufeffpat 1\r\n\r\n  pat_2\n", encoding="utf-8")
+    assert read_case_list(tmp_path / "test.txt") == ["pat 1", "pat_2"]
 
 
 def test_a_missing_groups_file_is_refused(tmp_path: Path) -> None:
@@ -170,3 +183,17 @@ def test_the_split_that_a_dataset_came_with_is_kept_beside(tmp_path: Path) -> No
         replace_splits(raw, path, draw(seed=8), force=False)
     replace_splits(raw, path, draw(seed=8), force=True)
     assert json.loads((raw / "splits_of_conversion.json").read_text(encoding="utf-8")) == draw()
+
+
+def test_where_the_raw_datasets_split_cannot_be_renamed_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    raw, path = tmp_path / "raw", tmp_path / "preprocessed" / "splits_final.json"
+    write_splits(raw / "splits_final.json", draw())
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(DualCLError, match=r"cannot be renamed to splits_of_conversion\.json \(Permission denied\)"):
+        replace_splits(raw, path, draw(seed=9), force=False)
+    assert not path.exists()

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,8 @@ def test_the_output_is_nnunets_own_bit_for_bit(raw: Path, preprocessed: Path, co
         assert found_data.dtype == np.float32
         np.testing.assert_array_equal(found_data[:], data)
         np.testing.assert_array_equal(found_mask[:], mask)
+        made_of = found_properties.pop("dualcl_images")
+        assert [image["name"] for image in made_of] == [path.name for path in files]
         assert found_properties == properties
         assert data.shape[1:] != sitk.GetArrayFromImage(sitk.ReadImage(str(files[0]))).shape  # it did resample
 
@@ -211,6 +214,32 @@ def test_force_redoes_every_case(preprocessed: Path) -> None:
     assert (len(report.done), report.skipped) == (4, [])
     assert not times(folder, "u2") & before
     assert contents(folder) == first
+
+
+def test_a_case_whose_images_changed_is_done_anew(raw: Path, preprocessed: Path) -> None:
+    folder = ensure(preprocessed)[0]
+    before, kept = contents(folder), times(folder, "u0")
+    image = raw / "imagesUnlabeled" / "u0_0000.nii.gz"
+    os.utime(image, ns=(1, 1))  # copied, with the same content
+    ensure(preprocessed)
+    assert times(folder, "u0") == kept
+    write_case(raw / "imagesUnlabeled", "u1", 99)
+    ensure(preprocessed)
+    assert times(folder, "u0") == kept
+    assert [case for case, stored in contents(folder).items() if stored != before[case]] == ["u1"]
+    assert run().skipped == ["listed", "u0", "u1", "u2"]
+
+
+def test_what_a_killed_process_left_goes_after_a_day(preprocessed: Path) -> None:
+    folder = preprocessed / FOLDER
+    for name in (".u0.partial-old", ".u0.partial-new"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "u0.b2nd").touch()
+    (folder / ".stamp.partial-old.json").touch()
+    for name in (".u0.partial-old", ".stamp.partial-old.json"):
+        os.utime(folder / name, (0, 0))
+    run()
+    assert [path.name for path in folder.glob(".*")] == [".u0.partial-new"]  # another process may be writing it
 
 
 def test_a_case_that_fails_when_redone_is_no_longer_in_use(raw: Path, preprocessed: Path) -> None:
@@ -407,6 +436,38 @@ def test_ensure_refuses_a_faulty_case_by_name(raw: Path, preprocessed: Path, rea
         ensure(preprocessed, plans=reader_plans)
 
 
+def test_a_finished_folder_may_be_read_only(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    done = ensure(preprocessed)
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.unlabeled.write_text", refuse)
+    assert ensure(preprocessed) == done
+
+
+def test_fold_all_leaves_lists_aside_and_says_so(raw: Path, preprocessed: Path) -> None:
+    shutil.rmtree(raw / "imagesUnlabeled")
+    with pytest.raises(DualCLError, match=r"in fold all, which trains on every label .* Train a numbered fold"):
+        ensure(preprocessed, "all")
+
+
+@pytest.mark.parametrize("away", [["imagesUnlabeled"], ["imagesTr"], ["imagesTr", "imagesUnlabeled"]])
+def test_where_a_folder_of_images_is_not_at_hand_what_is_preprocessed_is_used(
+    raw: Path, preprocessed: Path, away: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = ensure(preprocessed)
+    for name in away:
+        shutil.rmtree(raw / name)
+    capsys.readouterr()
+    assert ensure(preprocessed) == done
+    count = {"imagesUnlabeled": 3, "imagesTr": 1}
+    assert f"Images of {sum(map(count.get, away))} unlabeled cases are not at {raw}" in capsys.readouterr().out
+    (preprocessed / FOLDER / "listed.pkl").unlink()
+    if "imagesTr" in away:
+        with pytest.raises(DualCLError, match="listed"):
+            ensure(preprocessed)
+
+
 @pytest.fixture(params=["unset", "elsewhere"])
 def without_raw(request: pytest.FixtureRequest, preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All cases preprocessed, labeled ones included, and the raw data gone; the preprocessed dataset's folder."""
@@ -426,6 +487,17 @@ def test_ensure_without_raw_data_uses_what_is_preprocessed(without_raw: Path) ->
     assert ensure(without_raw) == (without_raw / FOLDER, ["listed", "u0", "u1", "u2"])
     set_split(without_raw, train=["listed"], val=["lab"])  # now labeled, though preprocessed as unlabeled too
     assert ensure(without_raw)[1] == ["u0", "u1", "u2"]
+
+
+def test_a_scan_taken_out_of_the_folder_does_not_come_back_without_raw_data(
+    raw: Path, preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    for image in (raw / "imagesUnlabeled").glob("u1_*"):
+        image.unlink()
+    assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]
+    monkeypatch.delenv("nnUNet_raw")
+    assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]
 
 
 def test_ensure_without_raw_data_names_what_is_missing(without_raw: Path) -> None:

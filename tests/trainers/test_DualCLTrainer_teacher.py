@@ -161,18 +161,6 @@ def stop_after(trainer: Any, epochs: int) -> None:
     trainer.on_epoch_end = stop
 
 
-def with_new_loaders_at(trainer: Any, epoch: int) -> None:
-    """As a continued training has them: seeded by the epoch at which it starts."""
-    original = trainer.on_epoch_start
-
-    def renew() -> None:
-        if trainer.current_epoch == epoch:
-            trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-        original()
-
-    trainer.on_epoch_start = renew
-
-
 def test_a_continued_training_is_an_uninterrupted_one(toy: Any, configure: Any, monkeypatch: Any) -> None:
     # blurring takes the faster of two ways, by the clock, and they differ in rounding
     monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", staticmethod(blur_dimension))
@@ -189,7 +177,6 @@ def test_a_continued_training_is_an_uninterrupted_one(toy: Any, configure: Any, 
     resumed.run_training()
     terms = (Path(resumed.output_folder) / TERM_LOG_FILE).read_text()
     whole = toy.trainer(DualCLTrainer)
-    with_new_loaders_at(whole, 1)
     whole.run_training()
     assert (Path(whole.output_folder) / TERM_LOG_FILE).read_text() == terms
     assert torch.equal(resumed.loss.prototypes, whole.loss.prototypes)
