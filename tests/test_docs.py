@@ -19,6 +19,8 @@ import SimpleITK as sitk
 import yaml
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dualcl.benchmark.arms import ARMS
+from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
@@ -164,6 +166,23 @@ def test_the_reference_lists_every_field_with_its_default() -> None:
             assert set(in_backticks(rows[field.name][2])) == set(get_args(hints[field.name])), field.name
 
 
+def test_the_reference_lists_every_field_of_a_protocol_and_every_arm() -> None:
+    rows = {in_backticks(row[0])[0]: row for row in table("docs/reference/protocol.md")}
+    fields = {field.name: field for field in dataclasses.fields(Protocol)}
+    assert set(rows) == set(fields)
+    for name, field in fields.items():
+        if rows[name][1] == "required":
+            assert field.default is field.default_factory is dataclasses.MISSING, name
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        stated = yaml.safe_load(in_backticks(rows[name][1])[0])
+        assert stated == (list(default) if isinstance(default, tuple) else default), name
+    page = read("docs/reference/protocol.md")
+    assert re.findall(r"^- `(\w+)`: (.+)$", page, re.M) == [(name, arm.title) for name, arm in ARMS.items()]
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert len(Protocol(**yaml.safe_load(example)).jobs()) == 7
+
+
 def test_every_supported_feature_has_its_test_and_every_refusal_its_message() -> None:
     code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nnunet_dualcl").rglob("*.py"))
     rows = table("docs/reference/support.md")
@@ -207,6 +226,23 @@ def test_sizes_tried_on_openkbp_stand_in_the_result_file() -> None:
         values = [dice for case in row["dice_per_case"].values() for dice in case.values()]
         assert sum(values) / len(values) == pytest.approx(row["mean_dice"], abs=1e-4)
         assert f"{row['mean_dice']:.4f} on the {'test' if row['scored'] == 'test' else 'validation'} cases" in page
+
+
+def test_outline_and_parts_are_those_of_the_result_file() -> None:
+    rows = json.loads(read("benchmarks/results/hippocampus_outline.json"))["rows"]
+    for row in rows:
+        for key in ("whole", "right_part"):
+            values = [case[key] for case in row["per_case"].values()]
+            assert sum(values) / len(values) == pytest.approx(row[key], abs=1e-4)
+    stock, ours = ([row for row in rows if row["training"] == name] for name in ("stock nnU-Net", "DualCL"))
+    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    assert f"On the {rows[0]['cases']} pool cases" in page
+    outline = [
+        f"from {a['whole']:.3f} to {b['whole']:.3f} in draw {a['draw']}" for a, b in zip(stock, ours, strict=True)
+    ]
+    assert " and ".join(outline) in page
+    parts = [f"{a['right_part']:.3f} and {b['right_part']:.3f} with {a['training']}" for a, b in (stock, ours)]
+    assert ", ".join(parts) in page
 
 
 def test_costs_stand_in_the_result_files() -> None:
