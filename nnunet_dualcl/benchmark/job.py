@@ -302,6 +302,7 @@ def _record(place: Place, begun: dict[str, str], labels: dict[str, Any], cost: d
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)
+    folder_of_unlabeled = list_case_images(place.raw / IMAGES_UNLABELED, place.dataset_json["file_ending"])
     hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "name": job.name,
@@ -315,7 +316,7 @@ def _record(place: Place, begun: dict[str, str], labels: dict[str, Any], cost: d
         "config": config.to_mapping(),
         "plans": protocol.plans,
         "dataset": protocol.dataset,
-        "split": place.split,
+        "split": {**place.split, "unlabeled": sorted([*place.split["unlabeled"], *folder_of_unlabeled])},
         "scored": protocol.scored_role,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},

@@ -102,7 +102,10 @@ class Protocol:
                     f"{list(self.labeled)}."
                 )
         if self.steps % self.steps_per_epoch or self.steps < self.steps_per_epoch:
-            raise DualCLError(f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}).")
+            raise DualCLError(
+                f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}); change "
+                "one of them."
+            )
         for name in self.arms:  # unknown keys show now
             self.training_config(self.arm(name).config, draw=0)
 

@@ -26,6 +26,13 @@ from nnunet_dualcl.layout import (
 # Imports of torch and nnU-Net's machinery stay inside the commands that need them: `dualcl env` runs in every shell.
 
 
+_REPEAT = "finished files are complete, repeat the command to go on."
+_GO_ON = {
+    "train": "go on with the same command and --c, or with --val where the last epoch was over.",
+    "predict": "finished predictions are complete, go on with the same command and --continue_prediction.",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 when some cases failed, 2 for a fault in the input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -43,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dualcl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dualcl: interrupted; finished files are complete, repeat the command to go on.", file=sys.stderr)
+        command = arguments[0] if arguments else ""
+        print(f"dualcl: interrupted; {_GO_ON.get(command, _REPEAT)}", file=sys.stderr)
         return 130
 
 
@@ -185,9 +193,10 @@ def _split(arguments: argparse.Namespace) -> int:
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
     replace_splits(raw, path, splits, force=arguments.force)
     first = splits[0]
+    more = f" (and {len(unlabeled)} in {IMAGES_UNLABELED})" if unlabeled else ""
     print(
         f"{path}: {len(splits)} fold(s), each with {len(first['train'])} labeled, {len(first['unlabeled'])} "
-        f"unlabeled and {len(first['val'])} validation cases (seed {arguments.seed}"
+        f"unlabeled{more} and {len(first['val'])} validation cases (seed {arguments.seed}"
         f"{', whole patients' if groups else ''})."
     )
     return 0
@@ -238,6 +247,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     if not {"-h", "--help"} & set(arguments.rest):
         check_predict(arguments.rest)
+    else:
+        print(f"dualcl predict takes nnU-Net's own arguments; here -tr defaults to {DEFAULT_TRAINER}:\n")
     from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 
     run_with_arguments(predict_entry_point, "dualcl predict", arguments.rest)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import dataset_name, required_folder
+from nnunet_dualcl.layout import (
+    EXT_TRAINER_VARIABLE,
+    dataset_name,
+    required_folder,
+    trainers_folder,
+    with_trainers_folder,
+)
 
 
 def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
@@ -17,13 +27,15 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
         with_config: a configuration file was given, which nnU-Net's own trainers do not read.
 
     Raises:
-        DualCLError: no such dataset, plans, configuration or preprocessed cases, no CUDA device, or a trainer that
-            leaves the configuration file aside.
+        DualCLError: no such dataset, plans, configuration, trainer or preprocessed cases, no CUDA device, a trainer
+            that leaves the configuration file aside, or a training that would be begun anew over another one.
     """
     parser = _parser()
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("configuration", nargs="?")
     parser.add_argument("fold", nargs="?")
+    for flag in ("--c", "--val"):
+        parser.add_argument(flag, action="store_true")
     parsed = _parsed(parser, arguments)
     if parsed is None or parsed.fold is None:
         return
@@ -34,7 +46,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     from nnunet_dualcl.data.plans import check_configuration, read_plans
 
     preprocessed = required_folder("nnUNet_preprocessed")
-    required_folder("nnUNet_results")
+    results = required_folder("nnUNet_results")
     name = dataset_name(parsed.dataset)
     plans = read_plans(preprocessed / name, parsed.p)
     check_configuration(plans, parsed.configuration)
@@ -45,6 +57,14 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
         raise DualCLError(
             f"{folder} does not exist: the labeled cases are not preprocessed with these plans. Run: "
             f"nnUNetv2_preprocess -d {parsed.dataset} -plans_name {parsed.p} -c {parsed.configuration}"
+        )
+    _check_trainer(parsed.tr)
+    own = results / name / f"{parsed.tr}__{parsed.p}__{parsed.configuration}" / f"fold_{parsed.fold}"
+    trained = [checkpoint.name for checkpoint in sorted(own.glob("checkpoint_*.pth"))]
+    if trained and not (parsed.c or parsed.val):
+        raise DualCLError(
+            f"{own} holds a training ({', '.join(trained)}), which this command would begin anew and overwrite. Go on "
+            "with it by --c, validate it by --val, or move that folder away."
         )
     _check_device(parsed.device)
 
@@ -68,7 +88,45 @@ def check_predict(arguments: Sequence[str]) -> None:
 
     model = results / dataset_name(parsed.d) / f"{parsed.tr}__{parsed.p}__{parsed.c}"
     trained_checkpoints(model, parsed.f, parsed.chk)
+    if parsed.i is not None:
+        _check_images(Path(parsed.i), model)
     _check_device(parsed.device)
+
+
+def _check_images(folder: Path, model: Path) -> None:
+    """nnU-Net ends in a traceback on a wrong folder or a wrong name."""
+    from nnunet_dualcl.data.cases import list_case_images
+
+    ending = json.loads((model / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    if not folder.is_dir():
+        raise DualCLError(f"-i {folder} is no folder. Name the one that holds CASE_0000{ending} files.")
+    named = {path.name for files in list_case_images(folder, ending).values() for path in files}
+    others = [path.name for path in sorted(folder.glob(f"[!.]*{ending}")) if path.name not in named]
+    if others or not named:
+        found = f"{', '.join(others[:5])}{' ...' if others[5:] else ''}" if others else "none"
+        raise DualCLError(
+            f"{folder} must hold images named CASE_0000{ending}, CASE_0001{ending} for a second channel; found "
+            f"{found}. Rename them."
+        )
+
+
+def _check_trainer(name: str) -> None:
+    ours = sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))
+    if name in ours:
+        return
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_dualcl.training.environment import variable
+
+    try:
+        with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
+            recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        close = difflib.get_close_matches(name, ours, 1)
+        raise DualCLError(
+            f"There is no trainer {name}.{f' Did you mean {close[0]}?' if close else ''} Of this package: "
+            f"{', '.join(ours)}; nnU-Net's own and those in {EXT_TRAINER_VARIABLE} were looked through."
+        ) from None
 
 
 def _is_nnunets(trainer: str) -> bool:

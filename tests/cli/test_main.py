@@ -149,6 +149,7 @@ def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.
     for case in ("more", "new"):
         (raw / "imagesUnlabeled" / f"{case}_0000.nii.gz").touch()
     assert split("--val", "1", "--force") == 0
+    assert "(and 2 in imagesUnlabeled)" in capsys.readouterr().out
     text = (raw / "conversion" / "patients.csv").read_text(encoding="utf-8")
     (raw / "conversion" / "patients.csv").write_text(text.replace("more,p8", f"more,p{patient}"), encoding="utf-8")
     assert split("--val", "1", "--force") == 2
@@ -304,9 +305,13 @@ def test_trainer_folders_of_others_stay_and_come_back(
     assert sys.argv == before
 
 
-def test_an_interrupt_of_nnunet_exits_with_130(command: str, entry: Entry) -> None:
+def test_an_interrupt_of_nnunet_exits_with_130_and_says_how_to_go_on(
+    command: str, entry: Entry, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry.error = KeyboardInterrupt()
     assert main([command, "321"]) == 130
+    flag = {"train": "--c", "predict": "--continue_prediction"}[command]
+    assert f"go on with the same command and {flag}" in capsys.readouterr().err
     assert "nnUNet_extTrainer" not in os.environ
 
 

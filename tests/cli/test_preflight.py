@@ -16,14 +16,53 @@ TRAIN = ["777", "3d_fullres", "0", "-p", "toyPlans", "-device", "cpu"]
 PREDICT = ["-i", "in", "-o", "out", "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-f", "0", "-device", "cpu"]
 
 
-def test_a_sound_command_line_passes(toy: Any) -> None:
+@pytest.fixture
+def fold(toy: Any) -> Path:
+    """Folder of a finished training."""
+    fold: Path = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold.parent / "plans.json").touch()
+    shutil.copy(toy.preprocessed / "dataset.json", fold.parent)
+    (fold / "checkpoint_final.pth").touch()
+    return fold
+
+
+def predict_from(folder: Path) -> list[str]:
+    return [str(folder) if word == "in" else word for word in PREDICT]
+
+
+def test_a_sound_command_line_passes(toy: Any, request: pytest.FixtureRequest) -> None:
     check_train(TRAIN)
     check_train(["-num_gpus", "1", "--npz", *TRAIN])
-    model = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
-    model.mkdir(parents=True)
-    (model.parent / "plans.json").touch()
-    (model / "checkpoint_final.pth").touch()
-    check_predict(PREDICT)
+    request.getfixturevalue("fold")
+    check_predict(predict_from(toy.raw / "imagesTr"))
+    check_train(["--c", *TRAIN])
+    check_train([*TRAIN, "--val", "--npz"])
+
+
+def test_a_training_is_not_begun_anew_over_another(fold: Path) -> None:
+    with pytest.raises(DualCLError, match=r"fold_0 holds a training \(checkpoint_final\.pth\), .* by --c, .* by --val"):
+        check_train(TRAIN)
+    check_train([word if word != "0" else "1" for word in TRAIN])
+
+
+def test_images_that_nnunet_would_fall_over_are_named(fold: Path, toy: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in putt"
+    with pytest.raises(DualCLError, match=r"-i .*in putt is no folder"):
+        check_predict(predict_from(folder))
+    folder.mkdir()
+    with pytest.raises(DualCLError, match=r"in putt must hold images named CASE_0000\..*; found none"):
+        check_predict(predict_from(folder))
+    for image in (toy.raw / "imagesTr").glob("tr_0_0000*"):
+        shutil.copy(image, folder / image.name.replace("_0000", ""))
+    with pytest.raises(DualCLError, match=r"for a second channel; found tr_0\..*Rename them"):
+        check_predict(predict_from(folder))
+
+
+def test_a_misspelled_trainer_is_refused_with_the_right_name(toy: Any) -> None:
+    with pytest.raises(DualCLError, match=r"no trainer DualClTrainer\. Did you mean DualCLTrainer\? .*CPSTrainer"):
+        check_train([*TRAIN, "-tr", "DualClTrainer"])
+    check_train([*TRAIN, "-tr", "nnUNetTrainerNoMirroring"])
 
 
 @pytest.mark.parametrize(
