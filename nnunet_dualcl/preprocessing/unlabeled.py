@@ -241,7 +241,9 @@ def preprocess_unlabeled(
     if stamp != _stamp(folder):  # a finished folder may be read-only
         write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps(stamp, indent=1) + "\n")
     report = PreprocessReport(folder)
-    for case, files in cases.items():
+    # seconds, unless all files were copied and their contents have to be read
+    compared = tqdm(cases.items(), desc="Comparing unlabeled images", delay=5, disable=not show_progress)
+    for case, files in compared:
         properties = folder / f"{case}{_PROPERTIES_ENDING}"
         if properties.is_file() and _changed(properties, files):
             tqdm.write(f"{case}: its images have changed since they were preprocessed; done anew.")
