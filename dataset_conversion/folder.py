@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,11 +23,14 @@ import yaml
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference
 from nnunet_dualcl.dataset_conversion.labels import merge_structures, whole_numbers
 from nnunet_dualcl.dataset_conversion.patterns import (
+    by_folders,
     compiled,
     files_below,
+    is_expression,
     named_patterns,
     regular_expression,
     safe_names,
+    why_no_match,
 )
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.reading import ending_of, files_of, read_volume
@@ -91,11 +94,14 @@ def plan(
     refused: list[Refusal] = []
     damaged: list[Refusal] = []
     idle: list[str] = []
+    free: list[str] = []
+    unnamed: list[str] = []
     for relative in files:
         match = label_pattern.fullmatch(relative) if label_pattern else None
         if match is not None:
             place = _label_place(match, structures)
             if place is None:
+                unnamed.append(relative)
                 refused.append(Refusal(relative, f"is none of the labels {', '.join(labels)}"))
                 continue
             _case_of(match, found).labels[place].append(relative)
@@ -104,16 +110,18 @@ def plan(
             if channel is not None:
                 _case_of(match, found).images[channel].append(relative)
             else:
+                free.append(relative)
                 refused.append(Refusal(relative, f"is none of the channels {', '.join(channels)}"))
         elif ending_of(Path(relative)) is not None:
+            free.append(relative)
             idle.append(relative)
-    _check_labels(label_files, labels, structures, found, files)
+    if label_files is not None:
+        _check_labels(label_files, labels, structures, found, unnamed, free, why_no_match(label_files, source))
     if not any(case.images for case in found.values()):
-        instances = [name for name in files if ending_of(Path(name))][:3]
         raise DualCLError(
             f"{source}: none of {len(files)} files is an image by --images {images!r}"
             + (f" and --channel {', '.join(channels)}" if any(channels.values()) else "")
-            + (f". There are, for instance: {', '.join(instances)}." if instances else ".")
+            + f".{why_no_match(images, source)}{_instances(free)}"
         )
     notes = []
     if idle:
@@ -121,8 +129,14 @@ def plan(
         notes.append(f"{len(idle)} volume files match no pattern: {some}")
     names = safe_names(list(found))
     cases = []
+    crowded: list[Refusal] = []
     for key, case in sorted(found.items()):
-        fault = _fault(key, case, list(channels), structures is not None, found)
+        fault = _crowd(key, case, images, label_files, structures is not None)
+        if fault is not None:  # patients are lost, so it counts as failed
+            advice = "" if crowded else _advice(images, label_files, found)
+            crowded.append(Refusal(key, fault + advice))
+            continue
+        fault = _fault(key, case, list(channels), found)
         if fault is not None:
             (refused if case.images else damaged).append(Refusal(key, fault))
             continue
@@ -148,7 +162,7 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
-        damaged=tuple(damaged),
+        damaged=(*crowded, *damaged),
         notes=tuple(notes),
         value_map={} if structures is not None else _value_map(labels),
         settings={
@@ -237,21 +251,43 @@ def _structures(labels: Mapping[str, str | int | list[int]]) -> list[re.Pattern[
 
 
 def _check_labels(
-    label_files: str | None,
+    label_files: str,
     labels: Mapping[str, Any],
     structures: list[re.Pattern[str]] | None,
     found: Mapping[str, _Found],
-    files: Mapping[str, Path],
+    unnamed: list[str],
+    free: list[str],
+    hint: str,
 ) -> None:
-    """Raise a :class:`DualCLError` where the pattern of labels, or that of one structure, meets no file."""
-    if label_files is None:
-        return
+    """Raise a :class:`DualCLError` where the pattern of labels, or that of one structure, meets no file.
+
+    Args:
+        label_files, labels, structures, found: see :func:`plan`.
+        unnamed: files that the pattern of labels meets and no structure.
+        free: volume files that are neither image nor label.
+        hint: what may be wrong with the pattern.
+    """
     met = {place for case in found.values() for place in case.labels}
+    if not met and not unnamed:
+        raise DualCLError(f"No file is a label by --labels {label_files!r}.{hint}{_instances(free)}")
     missing = [name for value, name in enumerate(labels, 1) if value not in met] if structures else []
-    if missing or not met:
-        some = [name for name in files if ending_of(Path(name))][:8]
-        what = f"is a file of {', '.join(missing)}" if missing and met else f"is a label by --labels {label_files!r}"
-        raise DualCLError(f"None of {len(files)} files {what}. There are, for instance: {', '.join(some)}.")
+    if not missing:
+        return
+    given = " and ".join(f"--label {name}={labels[name]}" for name in missing)
+    count = len(unnamed) + sum(len(paths) for case in found.values() for paths in case.labels.values())
+    what = "the group 'label'" if "(?P<label>" in label_files else "the path"
+    numbers = f" Values within one label file are whole numbers, as in --label {missing[0]}=1." if not met else ""
+    raise DualCLError(
+        f"None of the {count} files of --labels '{label_files}' is a file of {', '.join(missing)}: {given} is a "
+        f"regular expression for {what}, and fits none.{numbers}{_instances(unnamed + free)}"
+    )
+
+
+def _instances(free: list[str]) -> str:
+    """Examples of volume files that no pattern takes, as a sentence."""
+    if not free:
+        return " No volume file is left over."
+    return f" Not taken are, for instance: {', '.join(free[:8])}."
 
 
 def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
@@ -272,14 +308,19 @@ def _value_map(labels: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _case_of(match: re.Match[str], found: dict[str, _Found]) -> _Found:
+    key, patient = _key(match)
+    place = found.setdefault(key, _Found())
+    place.patients |= {patient} if patient else set()
+    return place
+
+
+def _key(match: re.Match[str]) -> tuple[str, str | None]:
+    """The case's name in the source, and its patient where the path names one."""
     # macOS writes accents as signs of their own, other systems do not
     groups = {name: text and unicodedata.normalize("NFC", text) for name, text in match.groupdict().items()}
     case, patient = groups.get("case"), groups.get("patient")
     case = None if case is None else case.removesuffix(ending_of(Path(case)) or "")  # of patterns such as images/*
-    key = f"{patient}_{case}" if case and patient else case or patient or ""
-    place = found.setdefault(key, _Found())
-    place.patients |= {patient} if patient else set()
-    return place
+    return f"{patient}_{case}" if case and patient else case or patient or "", patient
 
 
 def _channel_place(match: re.Match[str], channels: list[re.Pattern[str]], relative: str) -> int | None:
@@ -301,7 +342,7 @@ def _label_place(match: re.Match[str], structures: list[re.Pattern[str]] | None)
     return None
 
 
-def _fault(key: str, case: _Found, channels: list[str], structures: bool, found: Mapping[str, _Found]) -> str | None:
+def _fault(key: str, case: _Found, channels: list[str], found: Mapping[str, _Found]) -> str | None:
     """Why these files make no case."""
     if not case.images:
         alike = [other for other, its in found.items() if its.images and other.startswith(key)]
@@ -309,16 +350,70 @@ def _fault(key: str, case: _Found, channels: list[str], structures: bool, found:
         if f"{key}_0000" in alike:
             hint += "; nnU-Net's names want a pattern such as 'images/*_0000.nii.gz'"
         return f"has a label ({next(iter(case.labels.values()))[0]}) and no image. {hint}"
-    if len(case.patients) > 1:
-        return f"is of several patients by its files: {', '.join(sorted(case.patients))}. Narrow the pattern"
     missing = [name for index, name in enumerate(channels) if not case.images.get(index)]
     if missing:
         return f"lacks the channel {', '.join(missing)}"
-    for paths in (*case.images.values(), *case.labels.values()):
-        if len(paths) > 1:
-            what = "structure" if structures and paths in case.labels.values() else "place"
-            return f"{len(paths)} files for one {what}: {', '.join(paths[:3])}. Narrow the pattern"
     return None
+
+
+def _crowd(key: str, case: _Found, images: str, label_files: str | None, structures: bool) -> str | None:
+    """Why these files are of several cases, and what the pattern has to do with it."""
+    if len(case.patients) > 1:
+        return f"is of several patients by its files: {', '.join(sorted(case.patients))}"
+    several = [("--images", images, "place", paths) for paths in case.images.values() if len(paths) > 1]
+    what = "structure" if structures else "place"
+    several += [("--labels", label_files or "", what, paths) for paths in case.labels.values() if len(paths) > 1]
+    if not several:
+        return None
+    option, pattern, what, paths = several[0]
+    said = f"{len(paths)} files for one {what}: {', '.join(paths[:3])}"
+    if is_expression(pattern):
+        return said
+    part = next((part for part in reversed(pattern.split("/")) if "*" in part), pattern)
+    return f"{said}. By {option} {pattern!r} the first * of {part!r} is the case's name, here {key!r}"
+
+
+def _advice(images: str, label_files: str | None, found: Mapping[str, _Found]) -> str:
+    """Regular expressions that tell more cases apart than globs do, as a sentence; or that they are needed."""
+    pictures = [(path, place) for case in found.values() for place, paths in case.images.items() for path in paths]
+    masks = [(path, place) for case in found.values() for place, paths in case.labels.items() for path in paths]
+    of_images: dict[tuple[int, ...], str] = {} if is_expression(images) else by_folders(images)
+    fixed = label_files is None or is_expression(label_files)
+    of_labels: dict[tuple[int, ...], str] = {} if fixed else by_folders(label_files or "")
+    pairs: list[tuple[str, str | None]] = [
+        (of_images[each], of_labels[each]) for each in of_images if each in of_labels
+    ]
+    pairs += [(text, label_files) for text in of_images.values()] if fixed else []
+    pairs += [(images, text) for chosen, text in of_labels.items() if len(chosen) == 1]
+    best: tuple[str, str | None] | None = None
+    most = _told_apart(images, label_files, pictures, masks)
+    for pair in pairs:
+        count = _told_apart(*pair, pictures, masks)
+        if count > most:
+            best, most = pair, count
+    if best is None:
+        return ". Narrow the pattern" + (
+            "" if is_expression(images) else ", or name the case by a regular expression with (?P<case>...)"
+        )
+    named = [f"--images '{best[0]}'"] if best[0] != images else []
+    named += [f"--labels '{best[1]}'"] if best[1] != label_files else []
+    return f". Name the patient by a regular expression instead, as in {' '.join(named)}"
+
+
+def _told_apart(
+    images: str, label_files: str | None, pictures: list[tuple[str, int]], masks: list[tuple[str, int]]
+) -> int:
+    """How many images and labels have a place for themselves, of labels those with an image alone."""
+    groups = ("case", "patient", "channel", "label")
+    keys: list[Counter[tuple[str, int]]] = []
+    for pattern, paths in ((images, pictures), (label_files, masks)):
+        expression = compiled(pattern, groups=groups) if pattern else None
+        matches = [(expression.fullmatch(path), place) for path, place in paths] if expression else []
+        keys.append(Counter((_key(match)[0], place) for match, place in matches if match))
+    alone = {key for (key, _), count in keys[0].items() if count == 1}
+    return sum(count == 1 for count in keys[0].values()) + sum(
+        count == 1 and key in alone for (key, _), count in keys[1].items()
+    )
 
 
 def _load(

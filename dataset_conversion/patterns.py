@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from nnunet_dualcl.errors import DualCLError
@@ -15,14 +16,14 @@ def compiled(pattern: str, *, groups: tuple[str, ...]) -> re.Pattern[str]:
     """A regular expression for whole relative paths with ``/``.
 
     Args:
-        pattern: with ``(?P<`` a regular expression; otherwise a glob, in which ``**`` crosses folders, ``*`` and ``?``
-            do not; the case is what the first ``*`` stands for in the last part of the path that has one.
+        pattern: with ``(?P<`` a regular expression; otherwise a glob, in which ``**`` crosses folders, ``*``, ``?`` and
+            ``[...]`` do not; the case is what the first ``*`` stands for in the last part of the path that has one.
         groups: names that a regular expression may use.
 
     Raises:
         DualCLError: it does not compile, or has a group of another name, or nothing that could tell cases apart.
     """
-    text = pattern if "(?P<" in pattern else _from_glob(pattern)
+    text = pattern if is_expression(pattern) else _from_glob(pattern)
     expression = regular_expression(text)
     odd = sorted(set(expression.groupindex) - set(groups))
     if odd:
@@ -33,6 +34,42 @@ def compiled(pattern: str, *, groups: tuple[str, ...]) -> re.Pattern[str]:
             "(?P<patient>...) into a regular expression."
         )
     return expression
+
+
+def is_expression(pattern: str) -> bool:
+    """Whether a pattern is a regular expression, not a glob."""
+    return "(?P<" in pattern
+
+
+def by_folders(glob: str) -> dict[tuple[int, ...], str]:
+    """Regular expressions that take patients, or patients and cases, from the folders of a glob that have a star.
+
+    Keys say which of these folders, counted from 0: those of two globs with the same key belong together.
+    """
+    parts = _glob_parts(glob)
+    folders = [
+        index
+        for index, part in enumerate(parts)
+        if part == "**/" or (part == "*" and any("/" in later for later in parts[index + 1 :]))
+    ]
+    chosen = [*combinations(range(len(folders)), 1), *combinations(range(len(folders)), 2)]
+    return {
+        each: _translated(parts, {folders[rank]: group for rank, group in zip(each, ("patient", "case"), strict=False)})
+        for each in chosen
+    }
+
+
+def why_no_match(pattern: str, folder: Path) -> str:
+    """What may be wrong with a pattern that meets no file below ``folder``, as sentences; empty where nothing shows."""
+    hints = ""
+    above = Path(os.path.abspath(folder)).parts[1:]
+    begins = ["/".join(above[index:]) + "/" for index in range(len(above))]
+    begin = next((each for each in begins if pattern.removeprefix("./").lstrip("/").startswith(each)), None)
+    if begin is not None or pattern.startswith("/"):
+        hints += f" Patterns are relative to {folder}" + (f": leave out {begin!r}." if begin else ".")
+    if not is_expression(pattern) and any(_is_set(part) for part in _glob_parts(pattern)):
+        hints += " [...] stands for one of the characters in it; write [[] for a bracket in a name."
+    return hints
 
 
 def regular_expression(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
@@ -99,18 +136,40 @@ def safe_names(names: list[str]) -> Mapping[str, str]:
 
 
 def _from_glob(pattern: str) -> str:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
+    parts = _glob_parts(pattern)
     stars = [index for index, part in enumerate(parts) if part == "*"]
     while len(stars) > 1 and any("/" in part for part in parts[stars[0] : stars[-1]]):
         stars = stars[1:]  # the case is in the last part of the path that has a star, and is the first one there
     stars = stars or [index for index, part in enumerate(parts) if part in ("**", "**/")][-1:]
+    return _translated(parts, dict.fromkeys(stars[:1], "case"))
+
+
+def _glob_parts(pattern: str) -> list[str]:
+    """Wildcards and the texts between them."""
+    return re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^/][^]/]*\])", pattern.removeprefix("./"))
+
+
+def _is_set(part: str) -> bool:
+    """Whether a part of a glob is a ``[...]``, not a text that begins with a bracket."""
+    return part.startswith("[") and part.endswith("]")
+
+
+def _translated(parts: list[str], groups: Mapping[int, str]) -> str:
+    """Parts of a glob as a regular expression, those at the indices of ``groups`` as groups of these names."""
     text = ""
     for index, part in enumerate(parts):
         inner = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part)
-        if inner is None:
-            text += re.escape(part)
-        elif stars and index == stars[0]:
-            text += "(?:[^/]+/)*(?P<case>[^/]+)/" if part == "**/" else f"(?P<case>{'.+' if part == '**' else '[^/]+'})"
-        else:
+        group = groups.get(index)
+        if group is not None:
+            folders = part == "**/"
+            text += (
+                f"(?:[^/]+/)*(?P<{group}>[^/]+)/" if folders else f"(?P<{group}>{'.+' if part == '**' else '[^/]+'})"
+            )
+        elif inner is not None:
             text += inner
+        elif _is_set(part):
+            signs = re.sub(r"([\\\[\]^&~|])", r"\\\1", part[1:-1].removeprefix("!"))
+            text += f"(?!/)[{'^' if part[1] == '!' else ''}{signs}]"
+        else:
+            text += re.escape(part)
     return text

@@ -97,3 +97,24 @@ def test_the_list_of_kinds(capsys: pytest.CaptureFixture[str]) -> None:
         main(["convert", "-h"])
     out = capsys.readouterr().out
     assert [kind for kind in KINDS if kind not in out] == []
+
+
+def test_a_pattern_that_loses_patients_shows_in_the_exit_code(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a", "b")):
+        for kind, file in (("image", f"{name}.nrrd"), ("mask", f"seg/{name}.mha")):
+            (source / "tree" / f"p{number}").mkdir(parents=True, exist_ok=True)
+            (source / file).replace(source / "tree" / f"p{number}" / f"{kind}{Path(file).suffix}")
+    (source / "c.nrrd").replace(source / "tree" / "c.nrrd")
+    tree = source / "tree"
+    patterns = ["--images", "*/image.*", "--labels", "*/mask.*"]
+    assert main(arguments(tree, *patterns)) == 2  # none is left
+    expressions = [r"(?P<patient>[^/]+)/image\.[^/]*", r"(?P<patient>[^/]+)/mask\.[^/]*"]
+    assert f"--images '{expressions[0]}' --labels '{expressions[1]}'" in capsys.readouterr().err
+    (tree / "p2").mkdir()
+    for kind in ("image.nrrd", "mask.mha"):
+        volume = sitk.ReadImage(str(tree / "p0" / kind))
+        sitk.WriteImage(volume, str(tree / "p2" / f"{Path(kind).stem}.nii"))
+    assert main(arguments(tree, *patterns)) == 1
+    assert "failed: nrrd: 2 files for one place: p0/image.nrrd, p1/image.nrrd" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Trees of volume files: what becomes a case, in which role, and what is left out."""
 
 import argparse
+import shlex
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def test_faults_of_one_case_leave_the_others(tmp_path: Path) -> None:
     assert roles(plan) == {"b": "labeled"}
     assert "2 files for one place: 1/a.nii.gz, 2/a.nii.gz" in refused(plan)["a"]
     assert "no image" in refused(plan)["c"]
-    assert [each.where for each in plan.damaged] == ["c"]  # somebody has drawn it, so it counts as failed
+    # patients are lost, and somebody has drawn the label: both count as failed
+    assert [each.where for each in plan.damaged] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -140,12 +142,19 @@ def test_structures_on_two_grids_are_refused(tmp_path: Path) -> None:
         ({"labels": {"a": 1.5}}, r"1\.5 is no value from 1 on"),
         (
             {"label_files": "mask/*.nii.gz"},
-            r"is a label by --labels 'mask/\*\.nii\.gz'.*instance: img/a\.nii\.gz, seg/a",
+            r"is a label by --labels 'mask/\*\.nii\.gz'\. Not taken are, for instance: seg/a\.nii\.gz\.",
         ),
+        ({"label_files": "*.mha", "images": "*/*"}, r"is a label by --labels '\*\.mha'\. No volume file is left over"),
         (
             {"labels": {"organ": "lung"}, "label_files": r"(?P<label>seg)/(?P<case>.*)\.nii\.gz"},
-            "is none of|is a label by",
+            r"None of the 1 files .* of organ: --label organ=lung is a regular expression for the group 'label'",
         ),
+        (
+            {"labels": {"organ": "one"}},
+            r"--label organ=one is a regular expression for the path, and fits none\. Values .* --label organ=1\. Not "
+            r"taken are, for instance: seg/a\.nii\.gz\.",
+        ),
+        ({"images": "[i]mgs/*"}, r"\[\.\.\.\] stands for one of the characters in it; write \[\[\]"),
     ],
 )
 def test_faults_of_the_whole_are_said_at_once(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -212,7 +221,7 @@ def test_nothing_is_read_while_planning(tmp_path: Path) -> None:
 def test_a_structure_that_no_file_shows_is_a_fault_and_case_does_not_matter(tmp_path: Path) -> None:
     for name in ("t1", "t2", "GTV_mask", "liver_mask"):
         write(tmp_path / f"p1/{name}.nrrd", volume())
-    with pytest.raises(DualCLError, match=r"is a file of organ\. There are, for instance: p1/GTV_mask\.nrrd, p1/liver"):
+    with pytest.raises(DualCLError, match=r"is a file of organ: .*fits none\. Not taken are, .*: p1/liver_mask\.nrrd"):
         folder.plan(tmp_path, **STRUCTURES)
     plan = folder.plan(tmp_path, **{**STRUCTURES, "labels": {"tumor": "gtv|tumor", "organ": "LIVER"}})
     assert roles(plan) == {"p1": "labeled"}
@@ -263,3 +272,72 @@ def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
     write(tmp_path / "img" / unicodedata.normalize("NFC", "Zoë.nii.gz"), volume())
     write(tmp_path / "seg" / unicodedata.normalize("NFD", "Zoë.nii.gz"), volume(slabs(1), np.uint8))
     assert roles(folder.plan(tmp_path, **ONE_FILE)) == {"Zoe": "labeled"}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "files", "advice"),
+    [
+        (
+            "*/image.*",
+            "*/mask.*",
+            {"p1": ("image.mha", "mask.nrrd"), "p2": ("image.mha", "mask.mha"), "p3": ("image.nrrd",)},
+            r"--images '(?P<patient>[^/]+)/image\.[^/]*' --labels '(?P<patient>[^/]+)/mask\.[^/]*'",
+        ),
+        (
+            "*/*/T1.nii.gz",
+            "*/*/seg.nii.gz",
+            {"p1/2020": ("T1.nii.gz", "seg.nii.gz"), "p1/2021": ("T1.nii.gz",), "p2/2020": ("T1.nii.gz",)},
+            r"--images '(?P<patient>[^/]+)/(?P<case>[^/]+)/T1\.nii\.gz' "
+            r"--labels '(?P<patient>[^/]+)/(?P<case>[^/]+)/seg\.nii\.gz'",
+        ),
+        (
+            "**/T?.*",
+            None,
+            {"p1": ("T1.nii.gz",), "a/p2": ("T1.nii.gz",)},
+            r"--images '(?:[^/]+/)*(?P<patient>[^/]+)/T[^/]\.[^/]*'",
+        ),
+        (
+            "img/*.nrrd",
+            "seg/*/*.nii.gz",
+            {"img": ("a.nrrd", "b.nrrd"), "seg/a": ("x.nii.gz",), "seg/b": ("x.nii.gz",)},
+            r"--labels 'seg/(?P<patient>[^/]+)/[^/]*\.nii\.gz'",
+        ),
+    ],
+)
+def test_a_star_that_is_no_case_fails_and_the_advice_tells_cases_apart(
+    tmp_path: Path, images: str, labels: str | None, files: dict[str, tuple[str, ...]], advice: str
+) -> None:
+    for place, names in files.items():
+        for name in names:
+            write(tmp_path / place / name, volume())
+    found = {**ONE_FILE, "images": images, "label_files": labels}
+    faults = [each.reason for each in folder.plan(tmp_path, **found).damaged]
+    assert faults[0].partition("Name the patient by a regular expression instead, as in ")[2] == advice
+    assert "is the case's name, here" in faults[0]
+    words = shlex.split(advice)
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    better = {"images": options.get("--images", images), "label_files": options.get("--labels", labels)}
+    plan = folder.plan(tmp_path, **{**found, **better})
+    assert plan.damaged == ()
+    assert len(plan.cases) == sum("T1" in name or name[0] in "iab" for names in files.values() for name in names)
+
+
+def test_files_that_no_folder_tells_apart_get_no_expression(tmp_path: Path) -> None:
+    for name in ("p1/image.nrrd", "p1/image.mha"):
+        write(tmp_path / name, volume())
+    faults = folder.plan(tmp_path, **{**ONE_FILE, "images": "*/*age*", "label_files": None}).damaged
+    assert [each.reason.partition(". Narrow")[2] for each in faults] == [
+        " the pattern, or name the case by a regular expression with (?P<case>...)"
+    ]
+
+
+def test_patterns_that_begin_with_the_input_folder_are_pointed_at(tmp_path: Path) -> None:
+    write(tmp_path / "data/set/img/a.nii.gz", volume())
+    source = tmp_path / "data" / "set"
+    for begin in ("set/", "./data/set/", f"{source}/"):
+        with pytest.raises(DualCLError, match=r"Patterns are relative to .*/data/set: leave out '.*set/'\."):
+            folder.plan(source, **{**ONE_FILE, "images": f"{begin}img/*", "label_files": None})
+        with pytest.raises(DualCLError, match=r"is a label by .*leave out '.*set/'\. No volume file is left"):
+            folder.plan(source, **{**ONE_FILE, "images": "img/*", "label_files": f"{begin}seg/*"})
+    with pytest.raises(DualCLError, match=r"Patterns are relative to .*/data/set\. Not taken"):
+        folder.plan(source, **{**ONE_FILE, "images": "/img/*", "label_files": None})
