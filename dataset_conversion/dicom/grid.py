@@ -123,11 +123,12 @@ def regular_grid(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
     ordered, positions = [slices[index] for index in order], positions[order]
     heights = (positions - positions[0]) @ normal
     gaps = np.diff(heights)
-    if (gaps < _SAME_PLACE_MM).any():
+    repeated = int((gaps < _SAME_PLACE_MM).sum())
+    if repeated:
+        lie = "1 slice lies" if repeated == 1 else f"{repeated} slices lie"
         raise DualCLError(
-            f"{int((gaps < _SAME_PLACE_MM).sum())} slices lie at the position of another one, and no tag that is known "
-            "here tells them apart: several phases, echoes or reconstructions in one series? Export them as one series "
-            "each."
+            f"{lie} at the position of another one, and no tag that is known here tells them apart: several phases, "
+            "echoes or reconstructions in one series? Export them as one series each."
         )
     _check_gaps(gaps, heights)
     sideways = positions - positions[0] - np.outer(heights, normal)
@@ -173,8 +174,10 @@ def _check_gaps(gaps: np.ndarray, heights: np.ndarray) -> None:
     steps = np.round(gaps / usual)
     if np.abs(gaps / usual - steps).max() <= OFF_GRID and steps.max() > 1:
         at = int(np.argmax(steps))
+        count = int(steps.sum()) - len(gaps)
+        missing = "1 slice is missing," if count == 1 else f"{count} slices are missing, the first of them"
         raise DualCLError(
-            f"{int(steps.sum()) - len(gaps)} slices are missing, the first of them after slice "
+            f"{missing} after slice "
             f"{int(np.argmax(steps > 1)) + 1} of {len(heights)} (a gap of {gaps[at]:.4g} mm, the others are "
             f"{usual:.4g} mm). Export the whole series again."
         )

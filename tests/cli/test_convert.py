@@ -38,7 +38,9 @@ def test_from_files_to_a_dataset_and_its_split(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(source, "--dry-run")) == 0
-    assert "labeled: 2 of 2 patient(s)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "labeled: 2 of 2 patient(s)" in out
+    assert "would get 3 case(s)" in out
     target = tmp_path / "nnUNet_raw" / "Dataset007_Bone"
     assert not target.exists()
     assert main(arguments(source)) == 0

@@ -50,9 +50,9 @@ def test_indices_undo_the_image_geometry() -> None:
     ("heights", "message"),
     [
         ((0,), "a single slice"),
-        ((0, 3, 9, 12, 15), r"1 slices are missing, the first of them after slice 2 of 5 \(a gap of 6 mm"),
+        ((0, 3, 9, 12, 15), r"^1 slice is missing, after slice 2 of 5 \(a gap of 6 mm"),
         ((0, 3, 6, 10, 14), "3 to 4 mm apart"),
-        ((0, 3, 3, 6), "1 slices lie at the position of another"),
+        ((0, 3, 3, 6), "^1 slice lies at the position of another"),
     ],
 )
 def test_irregular_slices_are_refused(heights: tuple[float, ...], message: str) -> None:

@@ -69,7 +69,7 @@ def test_a_repeated_instance_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heights": (0, 1, 3, 4)}, "1 slices are missing"),
+        ({"heights": (0, 1, 3, 4)}, ": 1 slice is missing, after slice 2 of 4"),
         ({"tilt_mm": 1.0}, "14.0 degrees"),
         ({"heights": (0, 0, 1, 1)}, "2 slices lie at the position of another one"),
         ({"tags": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}}, "4 x CT: a localizer"),
