@@ -70,7 +70,7 @@ def plan(
             is searched for in the path; an empty one matches everything.
         labels: name -> its value or values in the label files, numbered anew in this order; or name -> regular
             expression for the group ``label``, for one file a structure: then the structure named first keeps a voxel
-            that several claim.
+            that several claim. Empty only without ``label_files``.
         label_files: pattern of label files, with ``case``, ``patient`` and ``label``; None: no case has labels.
         test: pattern of image files of test cases; searched for in the path.
         spacing_mm: voxel size (x, y, z) of files whose header has none.
@@ -88,7 +88,7 @@ def plan(
         )
     test_pattern = regular_expression(test) if test else None
     by_channel = _numbered(channels)
-    structures = _structures(labels)
+    structures = _structures(labels) if labels or label_files else None
     files = files_below(source)
     found: dict[str, _Found] = {}
     refused: list[Refusal] = []
@@ -210,7 +210,7 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     labels: dict[str, Any] = dict(_from_yaml(arguments.label_yaml)) if arguments.label_yaml else {}
     for name, what in named_patterns(arguments.label, "--label").items():
         labels[name] = [int(part) for part in what.split(",")] if re.fullmatch(r"\d+(,\d+)*", what) else what
-    if not labels:
+    if not labels and arguments.labels:
         raise DualCLError("Name the labels, as in --label liver=1 --label tumor=2, or in a file with --label-yaml.")
     return {
         "images": arguments.images,
@@ -370,7 +370,10 @@ def _crowd(key: str, case: _Found, images: str, label_files: str | None, structu
     if is_expression(pattern):
         return said
     part = next((part for part in reversed(pattern.split("/")) if "*" in part), pattern)
-    return f"{said}. By {option} {pattern!r} the first * of {part!r} is the case's name, here {key!r}"
+    return (
+        f"{said}. By {option} {pattern!r} the first * of {part!r}, the last part that has one, is the case's name, "
+        f"here {key!r}"
+    )
 
 
 def _advice(images: str, label_files: str | None, found: Mapping[str, _Found]) -> str:

@@ -82,7 +82,12 @@ class ConversionReport:
                 found.append(
                     f"{name} is in {len(labeled) - absent} of {len(labeled)} labeled cases; absent is background"
                 )
-        if not self.folds:
+        if not self.plan.labels:
+            found.append(
+                "no labels were asked for, so there is no dataset.json, and nnU-Net cannot plan from this alone. Copy "
+                "imagesUnlabeled into that of a dataset with labels, under names that are not there"
+            )
+        elif not self.folds:
             found.append("no labeled case came through, so there is no dataset.json: nnU-Net could not plan from it")
         elif self.folds[0]["val"] == self.folds[0]["train"]:
             found.append("nobody can be held back for validation, so val repeats train, and its scores mean nothing")

@@ -124,7 +124,10 @@ def converter(plan: Callable[..., Plan]) -> Callable[..., ConversionReport]:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise a :class:`DualCLError` for a plan that gives no dataset nnU-Net could train on."""
+    """Raise a :class:`DualCLError` for a plan that gives no dataset nnU-Net could train on.
+
+    One without any label is let through: its cases are to join a dataset that has labels.
+    """
     names = [case.name for case in plan.cases]
     odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
     count = Counter(name.lower() for name in names)  # which is one file on many disks
@@ -134,6 +137,8 @@ def check_plan(plan: Plan) -> None:
             "Case names must be unique and of letters, digits, underscores and hyphens, and differ by more than upper "
             f"and lower case; got {', '.join((odd + twice)[:5])}."
         )
+    if not plan.labels and plan.cases and not any(case.role is Role.LABELED for case in plan.cases):
+        return  # unlabeled cases for a dataset that there is
     if any(name.lower() == "background" for name in plan.labels):
         raise DualCLError("background is label 0 of every dataset and is not to be named. Leave it out of the labels.")
     values = sorted(plan.label_values)
@@ -156,7 +161,9 @@ def dry_run(plan: Plan, target: Path) -> str:
     """
     plan = without_test_patients(plan)
     check_plan(plan)
-    lines = [f"{target} would get {len(plan.cases)} cases, channels {', '.join(plan.channels)}, labels {plan.labels}."]
+    lines = [
+        f"{target} would get {len(plan.cases)} case(s), channels {', '.join(plan.channels)}, labels {plan.labels}."
+    ]
     for role in Role:
         cases = [case for case in plan.cases if case.role is role]
         lines.append(f"{role.value}: {len(cases)} of {len({case.patient for case in cases})} patient(s)")

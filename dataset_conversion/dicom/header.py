@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -25,6 +26,7 @@ _HEADER = [
     *("SOPClassUID", "SOPInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID"),
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "FrameOfReferenceUID", "SamplesPerPixel"),
     *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"),
+    "BitsAllocated",
     *(
         "RescaleSlope",
         "RescaleIntercept",
@@ -37,8 +39,8 @@ _HEADER = [
 ]
 
 
-def read_header(path: Path) -> Any | None:
-    """The tags of a DICOM file that are needed here, without pixel data; None where it is no DICOM file.
+def read_header(path: Path) -> tuple[Any, bool] | None:
+    """The tags of a DICOM file that are needed here, and whether its pixels are cut off; None where it is none.
 
     Files without the 128 bytes and ``DICM`` in front are taken as well, as old exports lack them.
     """
@@ -46,14 +48,34 @@ def read_header(path: Path) -> Any | None:
         warnings.simplefilter("ignore")  # on files that turn out to be none
         for force in (False, True):
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER, force=force)
-                if text(header, "SOPClassUID") and (header.get("SeriesInstanceUID") or not force):
-                    return header
+                with path.open("rb") as stream:
+                    header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_HEADER, force=force)
+                    if text(header, "SOPClassUID") and (header.get("SeriesInstanceUID") or not force):
+                        return header, is_cut_off(header, stream)
             except InvalidDicomError:
                 continue
             except Exception:  # pydicom meets any bytes here, and fails on them in any way
                 return None
     return None
+
+
+def is_cut_off(header: Any, stream: BinaryIO) -> bool:
+    """Whether a file ends before its pixels do; of compressed ones, whose length is not known, never.
+
+    Args:
+        header: read from ``stream`` up to the pixels, with rows, columns, frames and bits.
+        stream: where reading stopped.
+    """
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if syntax is None or syntax.is_compressed or syntax.is_deflated:
+        return False
+    rows, columns, bits = (text(header, name) for name in ("Rows", "Columns", "BitsAllocated"))
+    if not (rows.isdigit() and columns.isdigit() and bits.isdigit()):
+        return False  # no image
+    frames = text(header, "NumberOfFrames")
+    pixels = int(rows) * int(columns) * int(bits) * (int(frames) if frames.isdigit() else 1) // 8
+    tag = 8 if syntax.is_implicit_VR else 12  # and its length
+    return os.fstat(stream.fileno()).st_size < stream.tell() + tag + pixels
 
 
 def looks_like_dicom(path: Path) -> bool:

@@ -14,7 +14,7 @@ from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
-from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, structure_patterns, value_of
+from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, shown, structure_patterns, value_of
 from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_expression
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
@@ -39,7 +39,7 @@ def plan(
         source: folder; files in it may have any names and order.
         labels: name -> regular expression that the whole name of an ROI, or label or coded meaning of a segment, must
             match, whatever its case; an empty one stands for the label's name. Numbered from 1 in this order, which
-            is also the precedence where structures overlap.
+            is also the precedence where structures overlap. None at all: every case is unlabeled.
         channels: name -> regular expression for the modality (one that matches CT, MR or PT whole), or else for any
             part of the series description, whatever its case. None: each series is a case, if all are of one modality.
         structure_set: regular expression for any part of the label, name or description of a segmentation object;
@@ -48,13 +48,19 @@ def plan(
         require_all_labels: take a series whose segmentation lacks a label as unlabeled, instead of the label as absent.
 
     Raises:
-        DualCLError: no such folder, no DICOM series in it, a channel or label that matches nothing.
+        DualCLError: no such folder, no DICOM series in it, a channel or label that matches nothing, no labels where
+            there are segmentations, no case with all labels where each must have them.
     """
     patterns = structure_patterns(labels)
     if not 0 < threshold <= 1:
         raise DualCLError(f"--threshold must be above 0 and at most 1, got {threshold:g}.")
     chosen_objects = regular_expression(structure_set, ignore_case=True) if structure_set else None
     export = scan(source)
+    if not labels and export.segmentations:
+        raise DualCLError(
+            "Name the labels, as in --label NAME=REGEX, or take RTSTRUCT and DICOM-SEG files out of the folder to have "
+            f"all series as unlabeled. Structures:\n{_structures_seen(export)}"
+        )
     channel_of = _channels(export, channels)
     names = tuple(channels or [_CHANNEL_NAMES[export.series[0].modality]])
     segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
@@ -63,6 +69,7 @@ def plan(
     notes = list(export.notes)
     owned, unplaced = _owned(segmentations, export, channel_of, refused, notes)
     cases: list[SourceCase] = []
+    incomplete: list[Sequence[str]] = []
     for group in _groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
@@ -71,10 +78,13 @@ def plan(
             refused.append(Refusal(where, fault))
             continue
         try:
-            sources, said = _labels(dict(zip(names, group, strict=True)), owned, unplaced, patterns, require_all_labels)
+            sources, lacking, said = _labels(
+                dict(zip(names, group, strict=True)), owned, unplaced, patterns, require_all_labels
+            )
         except DualCLError as error:
             refused.append(Refusal(where, str(error)))
             continue
+        incomplete += [lacking] if lacking and not sources else []
         images = dict.fromkeys(each.path for series in group for each in series.slices)
         cases.append(
             SourceCase(
@@ -103,6 +113,8 @@ def plan(
         raise DualCLError(
             f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in refused[:5])
         )
+    if incomplete and not any(case.role is Role.LABELED for case in cases):
+        raise DualCLError(_none_complete(incomplete, unplaced, patterns))
     return Plan(
         kind="dicom",
         channels=names,
@@ -110,7 +122,7 @@ def plan(
         cases=tuple(cases),
         refused=tuple(refused),
         damaged=tuple(Refusal(where, reason) for where, reason in export.damaged),
-        screen=_seen_on_screen(export, segmentations, patterns),
+        screen=_seen_on_screen(export, segmentations, patterns, cases),
         notes=tuple(notes),
         settings={
             "--label": repr(dict(labels)),
@@ -134,7 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=REGEX]",
-        help="in order; the regex meets whole ROI or segment names, whatever their case; default: NAME itself",
+        help="in order; the regex meets whole ROI or segment names, whatever their case; default: NAME itself; without "
+        "any label the structures are listed, or where there are none all series become unlabeled",
     )
     parser.add_argument(
         "--channel",
@@ -206,19 +219,48 @@ def _seen(series: Sequence[Series]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))
 
 
+def _structures_seen(export: Export) -> str:
+    """Structures and how many series have each, a line each; for the screen alone."""
+    series: dict[str, set[Series]] = {}
+    lost: Counter[str] = Counter()
+    for segmentation in export.segmentations:
+        names = {shown(texts) for texts in segmentation.structures.values()}
+        for name in names:
+            series.setdefault(name, set())
+        try:
+            own = owner(segmentation, export)
+        except DualCLError:
+            lost.update(names)
+            continue
+        for name in names:
+            series[name].add(own)
+    return "\n".join(
+        f"  {name!r}: {len(those)} series" + (f", and {lost[name]} x drawn on none that is here" if lost[name] else "")
+        for name, those in sorted(series.items())
+    )
+
+
 def _seen_on_screen(
-    export: Export, segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]
+    export: Export,
+    segmentations: Sequence[Segmentation],
+    patterns: Mapping[str, re.Pattern[str]],
+    cases: Sequence[SourceCase],
 ) -> tuple[str, ...]:
-    """What the source calls its structures and series, to find synonyms by; for the screen alone."""
+    """What the source calls its structures and series, to find synonyms by, and its bad files; for the screen alone."""
     names = list(patterns)
     counts = Counter(texts for each in segmentations for texts in each.structures.values())
     lines = [
-        f"structure {' / '.join(texts)!r}: {count} x, "
+        f"structure {shown(texts)!r}: {count} x, "
         + (f"label {names[value - 1]}" if (value := value_of(texts, patterns)) else "no label")
         for texts, count in sorted(counts.items())
     ]
     lines += [f"{series.where}: {series.description!r} in {series.slices[0].path.parent}" for series in export.series]
-    return tuple(lines + [f"damaged file: {path}" for path in export.damaged_files])
+    lines += [f"damaged file: {path}" for path in export.damaged_files]
+    for case in cases:
+        cut_off = [path for path in case.files if path in export.cut_off]
+        lines += [f"{case.name} would fail: {len(cut_off)} of {len(case.files)} files cut off"] if cut_off else []
+        lines += [f"file cut off: {path}" for path in cut_off]
+    return tuple(lines)
 
 
 def _check_labels(
@@ -230,7 +272,7 @@ def _check_labels(
     if not missing:
         return
     if structures:
-        seen = Counter(" / ".join(names) for names in structures).most_common(30)
+        seen = Counter(shown(names) for names in structures).most_common(30)
         there = f"There are: {', '.join(name for name, _ in seen)}."
     elif all_titles:
         titles = ", ".join(all_titles[:10])
@@ -238,6 +280,21 @@ def _check_labels(
     else:
         there = "There is no RTSTRUCT or DICOM-SEG."
     raise DualCLError(f"No structure is named like the label {', '.join(missing)}. {there}")
+
+
+def _none_complete(
+    incomplete: Sequence[Sequence[str]], unplaced: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]
+) -> str:
+    """Why no case has all labels, out of those that each case lacks."""
+    counts = Counter(name for lacking in incomplete for name in lacking)
+    elsewhere = {value_of(names, patterns) for each in unplaced for names in each.structures.values()}
+    others = [name for value, name in enumerate(patterns, 1) if counts[name] and value in elsewhere]
+    return (
+        f"--require-all-labels leaves no labeled case: it made {len(incomplete)} case(s) unlabeled. Not drawn there: "
+        + ", ".join(f"{name} in {counts[name]}" for name in patterns if counts[name])
+        + (f"; {', '.join(others)} drawn on series that are no channel or left out" if others else "")
+        + ". Without the option a label that is not drawn is taken as absent; or ask for fewer labels."
+    )
 
 
 def _owned(
@@ -299,8 +356,8 @@ def _labels(
     unplaced: Sequence[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     require_all: bool,
-) -> tuple[tuple[Source, ...], list[str]]:
-    """What the labels of a case are read from, none for an unlabeled one, and notes.
+) -> tuple[tuple[Source, ...], Sequence[str], list[str]]:
+    """What the labels of a case are read from, none for an unlabeled one, the labels that it has not, and notes.
 
     Each label comes from the first series of the case that has it.
 
@@ -326,9 +383,9 @@ def _labels(
     if not sources:
         count = sum(len(owned.get(series, [])) for series in group.values())
         text = f"unlabeled: {count} segmentation objects, none with a structure for these labels"
-        return (), [text] if count else []
+        return (), (), [text] if count else []
     if lacking and require_all:
-        return (), [f"unlabeled: no structure for {', '.join(lacking)}"]
+        return (), lacking, [f"unlabeled: no structure for {', '.join(lacking)}"]
     wanted = [value for value, name in enumerate(patterns, 1) if name in lacking]
     any_series = next(iter(group.values()))
     for each in unplaced:
@@ -340,7 +397,7 @@ def _labels(
                 "there). Mend that, or leave the object out by --structure-set REGEX"
             )
     absent = [f"no structure for {', '.join(lacking)}: taken as absent"] if lacking else []
-    return tuple(sources), [*notes, *absent]
+    return tuple(sources), lacking, [*notes, *absent]
 
 
 def _of_one_study(segmentation: Segmentation, series: Series) -> bool:

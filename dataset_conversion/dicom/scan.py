@@ -74,6 +74,7 @@ class Export:
         refused_series: UIDs of series of which something was refused.
         damaged: where and why, of files that are DICOM and cannot be read.
         damaged_files: those files.
+        cut_off: files that end before their pixels do; reading their case fails.
         patients: identifier of the source -> number from 1.
         notes: on the whole.
     """
@@ -84,6 +85,7 @@ class Export:
     refused_series: set[str] = field(default_factory=set)
     damaged: list[tuple[str, str]] = field(default_factory=list)
     damaged_files: list[Path] = field(default_factory=list)
+    cut_off: set[Path] = field(default_factory=set)
     patients: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -112,13 +114,16 @@ def scan(folder: Path) -> Export:
     foreign = 0
     without_id: set[str] = set()
     for path in tqdm(paths, desc="Reading headers", unit="file", disable=len(paths) < _MANY_FILES):
-        header = read_header(path)
-        if header is None:
+        read = read_header(path)
+        if read is None:
             if looks_like_dicom(path):
                 export.damaged_files.append(path)
             else:
                 foreign += 1
             continue
+        header, cut_off = read
+        if cut_off:
+            export.cut_off.add(path)
         if header.SOPClassUID == _TABLE_OF_CONTENTS:
             continue
         patient = _patient(header)

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from pydicom.pixels.utils import iter_pixels
 
 from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice
+from nnunet_dualcl.dataset_conversion.dicom.header import is_cut_off
 from nnunet_dualcl.dataset_conversion.dicom.suv import TAGS, suv_factor
 from nnunet_dualcl.errors import DualCLError
 
@@ -32,9 +33,15 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
     Raises:
         DualCLError: a file is damaged or in a compression that cannot be read; names no file.
     """
-    for path in dict.fromkeys(each.path for each in slices):
-        if _is_cut_off(path):  # some releases of GDCM fill up what is missing without a word
-            raise DualCLError(_UNREADABLE.format("a file is cut off"))
+    files = dict.fromkeys(each.path for each in slices)
+    cut_off = {path for path in files if _is_cut_off(path)}
+    if cut_off:  # some releases of GDCM fill up what is missing without a word
+        numbers = [str(number) for number, each in enumerate(slices, 1) if each.path in cut_off]
+        places = f"{', '.join(numbers[:5])}{' ...' if numbers[5:] else ''} by position"
+        raise DualCLError(
+            f"pixel data cannot be read: {len(cut_off)} of {len(files)} files cut off (slice {places}). --dry-run "
+            "names them. Export the series again."
+        )
     # GDCM turns MONOCHROME1 (black is high) over, which is for looking at; values are to stay
     by_frame = any(each.frame is not None or each.photometric == "MONOCHROME1" for each in slices)
     image = _read_frames(slices, grid) if by_frame else _read_files(slices, grid)
@@ -58,15 +65,9 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a file ends before its pixels do; of compressed ones, whose length is not known, never."""
     with path.open("rb") as stream:
         header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_PIXELS, force=True)
-        start = stream.tell()
-    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-    if syntax is None or syntax.is_compressed or syntax.is_deflated:
-        return False
-    bits = int(header.get("BitsAllocated") or 0) * int(header.get("NumberOfFrames") or 1)
-    return path.stat().st_size < start + int(header.get("Rows") or 0) * int(header.get("Columns") or 0) * bits // 8
+        return is_cut_off(header, stream)
 
 
 def _read_files(slices: Sequence[Slice], grid: Grid) -> sitk.Image:

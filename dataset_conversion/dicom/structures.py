@@ -30,19 +30,22 @@ def structure_patterns(labels: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     """Label name -> expression for whole structure names, whatever their case; a label's own name where it is empty.
 
     Raises:
-        DualCLError: no label, or an expression that does not compile.
+        DualCLError: an expression that does not compile.
     """
-    if not labels:
-        raise DualCLError("Name the labels, as in --label parotid_left='parotid_l|l_?parotid'.")
     return {name: regular_expression(text or re.escape(name), ignore_case=True) for name, text in labels.items()}
 
 
-def value_of(names: Iterable[str], patterns: Mapping[str, re.Pattern[str]]) -> int | None:
-    """Value, from 1, of the first label whose expression is met by one of a structure's names."""
-    plain = [" ".join(name.split()) for name in names]
-    for value, pattern in enumerate(patterns.values(), 1):
-        if any(pattern.fullmatch(name) for name in plain):
-            return value
+def shown(names: Iterable[str]) -> str:
+    """The names of one structure (label and coded meaning of a segment) as the user gets to see them."""
+    return " / ".join(" ".join(name.split()) for name in names)
+
+
+def value_of(names: Sequence[str], patterns: Mapping[str, re.Pattern[str]]) -> int | None:
+    """Value, from 1, of the first label whose expression is met by one of a structure's names, or else by all shown."""
+    for texts in ([shown([name]) for name in names], [shown(names)]):
+        for value, pattern in enumerate(patterns.values(), 1):
+            if any(pattern.fullmatch(text) for text in texts):
+                return value
     return None
 
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from synthetic_volumes import slabs, volume, write
 
 from nnunet_dualcl.dataset_conversion import folder
-from nnunet_dualcl.dataset_conversion.plan import Plan, Role
+from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role
 from nnunet_dualcl.errors import DualCLError
 
 ONE_FILE = {"images": "img/*.nii.gz", "label_files": "seg/*.nii.gz", "channels": {"MR": ""}, "labels": {"organ": 1}}
@@ -184,7 +184,7 @@ def test_options_say_the_same_as_keywords(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--label", "a=1"), "Name the channel"),
-        (("--channel", "CT"), "Name the labels"),
+        (("--channel", "CT", "--labels", "seg/*"), "Name the labels"),
         (("--channel", "CT", "--label-yaml", "absent.yaml"), "Cannot read the labels in absent"),
     ],
 )
@@ -341,3 +341,18 @@ def test_patterns_that_begin_with_the_input_folder_are_pointed_at(tmp_path: Path
             folder.plan(source, **{**ONE_FILE, "images": "img/*", "label_files": f"{begin}seg/*"})
     with pytest.raises(DualCLError, match=r"Patterns are relative to .*/data/set\. Not taken"):
         folder.plan(source, **{**ONE_FILE, "images": "/img/*", "label_files": None})
+
+
+def test_without_labels_every_case_is_unlabeled_and_there_is_no_dataset_json(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        write(tmp_path / f"img/{name}.nii.gz", volume(number))
+    target = tmp_path / "Dataset001_X"
+    report = folder.convert(
+        tmp_path, target, images="img/*", channels={"MR": ""}, labels={}, options=Options(processes=1)
+    )
+    assert {record.role for record in report.records} == {Role.UNLABELED}
+    assert report.exit_code == 0
+    assert "no labels were asked for, so there is no dataset.json" in report.warnings()[0]
+    assert {path.name for path in target.iterdir()} == {"conversion", "imagesUnlabeled"}
+    with pytest.raises(DualCLError, match="No labeled case for training"):  # labels were asked for
+        folder.convert(tmp_path, tmp_path / "Dataset002_Y", **{**ONE_FILE, "label_files": None})

@@ -282,3 +282,52 @@ def test_a_label_that_lies_on_a_series_without_a_case_is_not_taken_as_absent(tmp
     assert ["RTSTRUCT has some of it, but is drawn on none of its series" in reason for reason in reasons] == [True]
     lenient = dicom.plan(tmp_path, labels={"liver": "leber"}, channels={"CT": "CT"})
     assert [case.key["patient_id"] for case in lenient.cases] == ["1", "2"]
+
+
+def test_an_export_without_segmentations_becomes_unlabeled(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        write_series(tmp_path / "dicom", patient=patient, series=patient, pixels=values(4, int(patient)))
+    target = tmp_path / "Dataset001_A"
+    report = dicom.convert(tmp_path / "dicom", target, labels={}, options=Options(processes=1))
+    assert report.exit_code == 0
+    assert sorted(path.name for path in (target / "imagesUnlabeled").iterdir()) == [
+        "case_0001_0000.nii.gz", "case_0002_0000.nii.gz",
+    ]  # fmt: skip
+    assert not (target / "dataset.json").exists()
+    with pytest.raises(DualCLError, match=r"There is no RTSTRUCT or DICOM-SEG\."):
+        dicom.plan(tmp_path / "dicom", labels=LABELS)
+
+
+def test_without_labels_structures_are_listed_with_their_series(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        images = ct_with_contours(tmp_path / patient, patient=patient)
+    write_rtstruct(tmp_path / "rs2", {"Leber": organ(1), "Milz": organ(1)}, refers_to=images[0], patient="2")
+    write_rtstruct(tmp_path / "rs3", {"Milz": organ(1)}, patient="3")
+    with pytest.raises(DualCLError, match="Name the labels, as in --label NAME=REGEX, or take RTSTRUCT") as caught:
+        dicom.plan(tmp_path, labels={})
+    assert str(caught.value).splitlines()[1:] == [
+        "  'Leber': 2 series",
+        "  'Läsion 1': 2 series",
+        "  'Milz': 1 series, and 1 x drawn on none that is here",
+    ]
+
+
+def test_a_case_whose_files_are_cut_off_is_named_before_it_is_read(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path / "1", patient="1")
+    cut = ct_with_contours(tmp_path / "2", patient="2")[2]
+    cut.write_bytes(cut.read_bytes()[:-40])
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    assert plan.screen[-2:] == ("case_0002 would fail: 1 of 5 files cut off", f"file cut off: {cut}")
+    assert [case.name for case in plan.cases] == ["case_0001", "case_0002"]
+
+
+def test_labels_that_no_series_has_together_are_said_to_be_so(tmp_path: Path) -> None:
+    for patient, roi in (("1", "Leber"), ("2", "Leber"), ("3", "Läsion")):
+        ct_with_contours(tmp_path / patient, {roi: organ(1)}, patient=patient)
+    write_rtstruct(tmp_path / "lost", {"Leber": organ(1)}, patient="4")
+    with pytest.raises(DualCLError) as caught:
+        dicom.plan(tmp_path, labels=LABELS, require_all_labels=True)
+    assert str(caught.value).startswith(
+        "--require-all-labels leaves no labeled case: it made 3 case(s) unlabeled. Not drawn there: liver in 1, tumor "
+        "in 2; liver drawn on series that are no channel or left out. Without"
+    )

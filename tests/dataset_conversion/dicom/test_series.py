@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import UID, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from synthetic_dicom import COLUMN, GAP, ORIGIN, ROW, values, write_series
 
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
@@ -60,9 +60,22 @@ def test_compressed_pixels(tmp_path: Path, syntax: UID) -> None:
 def test_a_file_cut_off_is_a_fault_of_its_case_that_names_no_file(tmp_path: Path) -> None:
     path = write_series(tmp_path)[2]
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DualCLError, match="pixel data cannot be read") as caught:
+    with pytest.raises(DualCLError, match=r"pixel data .*: 1 of 4 files cut off \(slice 3 by position\)") as caught:
         read(tmp_path)
     assert path.name not in str(caught.value)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_file_cut_off_is_found_in_its_header(tmp_path: Path, syntax: UID, missing: int) -> None:
+    path = write_series(tmp_path)[1]
+    item = pydicom.dcmread(path)
+    item.file_meta.TransferSyntaxUID = syntax
+    item.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - missing])
+    export = scan(tmp_path)
+    assert export.cut_off == ({path} if missing else set())
+    assert len(export.series[0].slices) == 4  # it fails when it is read, so that its patient is not lost silently
 
 
 def array(folder: Path) -> np.ndarray:

@@ -30,6 +30,13 @@ def test_coded_meaning_serves_as_well() -> None:
     assert value_of(["Segment_1", "Cord"], PATTERNS) == 1
 
 
+def test_a_name_as_the_list_shows_it_serves_as_well_and_single_names_come_first() -> None:
+    patterns = structure_patterns({"edema": "LIGHT_BLUE / Edema", "tumor": "mass"})
+    assert value_of(["light_blue", "Edema"], patterns) == 1
+    assert value_of(["light_blue", "Mass"], patterns) == 2
+    assert value_of(["a", "mass"], structure_patterns({"any": "a / .*", "tumor": "mass"})) == 2
+
+
 def test_structures_of_one_label_are_put_together() -> None:
     found = labeling([structures("2001", cord=4, spinal_cord=2, other=1)], PATTERNS)
     assert [dict(values) for _, values in found.sources] == [{2: 1, 4: 1}]
@@ -53,5 +60,4 @@ def test_two_of_one_time_are_not_chosen_between() -> None:
 def test_bad_expressions_and_none() -> None:
     with pytest.raises(DualCLError, match="no regular expression"):
         structure_patterns({"a": "("})
-    with pytest.raises(DualCLError, match="Name the labels"):
-        structure_patterns({})
+    assert structure_patterns({}) == {}
