@@ -169,7 +169,9 @@ def _translated(parts: list[str], groups: Mapping[int, str]) -> str:
             text += inner
         elif _is_set(part):
             signs = re.sub(r"([\\\[\]^&~|])", r"\\\1", part[1:-1].removeprefix("!"))
-            text += f"(?!/)[{'^' if part[1] == '!' else ''}{signs}]"
+            negated = part[1] == "!"
+            text += "(?!/)" if negated or "-" in signs else ""  # which is in some ranges
+            text += f"[{'^' if negated else ''}{signs}]"
         else:
             text += re.escape(part)
     return text

@@ -278,10 +278,10 @@ def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
     ("images", "labels", "files", "advice"),
     [
         (
-            "*/image.*",
+            "*/[i]mage.*",
             "*/mask.*",
             {"p1": ("image.mha", "mask.nrrd"), "p2": ("image.mha", "mask.mha"), "p3": ("image.nrrd",)},
-            r"--images '(?P<patient>[^/]+)/image\.[^/]*' --labels '(?P<patient>[^/]+)/mask\.[^/]*'",
+            r"--images '(?P<patient>[^/]+)/[i]mage\.[^/]*' --labels '(?P<patient>[^/]+)/mask\.[^/]*'",
         ),
         (
             "*/*/T1.nii.gz",
@@ -354,5 +354,6 @@ def test_without_labels_every_case_is_unlabeled_and_there_is_no_dataset_json(tmp
     assert report.exit_code == 0
     assert "no labels were asked for, so there is no dataset.json" in report.warnings()[0]
     assert {path.name for path in target.iterdir()} == {"conversion", "imagesUnlabeled"}
+    assert "Labels: none." in (target / "conversion/report.html").read_text(encoding="utf-8")
     with pytest.raises(DualCLError, match="No labeled case for training"):  # labels were asked for
         folder.convert(tmp_path, tmp_path / "Dataset002_Y", **{**ONE_FILE, "label_files": None})
