@@ -67,7 +67,8 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
 def _is_cut_off(path: Path) -> bool:
     with path.open("rb") as stream:
         header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_PIXELS, force=True)
-        return is_cut_off(header, stream)
+        cut_off: bool = is_cut_off(header, stream)
+    return cut_off
 
 
 def _read_files(slices: Sequence[Slice], grid: Grid) -> sitk.Image:
