@@ -1,0 +1,80 @@
+"""What a folder of preprocessed unlabeled cases says of itself: the plans, the cases, the images it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import PREPROCESSED_STAMP_FILE
+
+MADE_OF = "dualcl_images"
+"""Entry of a case's properties: the image files it was made of."""
+
+
+def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in the plans that decides what a preprocessed case looks like, as JSON gives it back.
+
+    The patch size is not among it: plans of several presets share one folder of labeled cases, as they do in nnU-Net.
+    """
+    decisive = {
+        "spacing": configuration["spacing"],
+        "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
+        "preprocessor": configuration["preprocessor_name"],
+        "resampling": {key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
+        "transposition": plans["transpose_forward"],
+        "intensities": plans["foreground_intensity_properties_per_channel"],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(decisive))
+    return plain
+
+
+def other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:
+    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp."""
+    stamped = read_stamp(folder)
+    return [key for key, value in decisive.items() if stamped.get(key) != value] if stamped else []
+
+
+def read_stamp(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself; nothing where it has no stamp."""
+    path = folder / PREPROCESSED_STAMP_FILE
+    stamp: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return stamp
+
+
+def refuse_other_plans(folder: Path, decisive: Mapping[str, Any]) -> None:
+    """Never mix cases of different plans in one folder."""
+    if other := other_values(folder, decisive):
+        raise DualCLError(
+            f"{folder} was made with other plans: they differ in {', '.join(other)}. Give the new plans a name of "
+            "their own (nnUNetv2_plan_experiment -overwrite_plans_name), or make this folder anew with: "
+            "dualcl preprocess ... --force"
+        )
+
+
+def identity(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What tells later whether the images are still the same."""
+    return [
+        {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "modified_ns": path.stat().st_mtime_ns,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in files
+    ]
+
+
+def changed(properties_file: Path, files: Sequence[Path]) -> bool:
+    """Whether a preprocessed case was made of other images; contents are read where only the time differs."""
+    with properties_file.open("rb") as stream:
+        made_of = pickle.load(stream).get(MADE_OF, [])
+    now = [(path.name, path.stat().st_size) for path in files]
+    if now != [(image["name"], image["bytes"]) for image in made_of]:
+        return True
+    touched = any(path.stat().st_mtime_ns != image["modified_ns"] for path, image in zip(files, made_of, strict=True))
+    return touched and [image["sha256"] for image in identity(files)] != [image["sha256"] for image in made_of]
