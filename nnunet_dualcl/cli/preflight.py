@@ -39,10 +39,6 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     parsed = _parsed(parser, arguments)
     if parsed is None or parsed.fold is None:
         return
-    if with_config and _is_nnunets(parsed.tr):
-        raise DualCLError(
-            f"--config is for trainers of this package; {parsed.tr} is nnU-Net's own and does not read it."
-        )
     from nnunet_dualcl.data.plans import check_configuration, read_plans
 
     preprocessed = required_folder("nnUNet_preprocessed")
@@ -58,7 +54,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
             f"{folder} does not exist: the labeled cases are not preprocessed with these plans. Run: "
             f"nnUNetv2_preprocess -d {parsed.dataset} -plans_name {parsed.p} -c {parsed.configuration}"
         )
-    _check_trainer(parsed.tr)
+    _check_trainer(parsed.tr, with_config=with_config)
     own = results / name / f"{parsed.tr}__{parsed.p}__{parsed.configuration}" / f"fold_{parsed.fold}"
     trained = [checkpoint.name for checkpoint in sorted(own.glob("checkpoint_*.pth"))]
     if trained and not (parsed.c or parsed.val):
@@ -110,7 +106,7 @@ def _check_images(folder: Path, model: Path) -> None:
         )
 
 
-def _check_trainer(name: str) -> None:
+def _check_trainer(name: str, *, with_config: bool) -> None:
     ours = sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))
     if name in ours:
         return
@@ -120,20 +116,15 @@ def _check_trainer(name: str) -> None:
 
     try:
         with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
-            recursive_find_trainer_class_by_name(name)
+            trainer = recursive_find_trainer_class_by_name(name)
     except RuntimeError:
         close = difflib.get_close_matches(name, ours, 1)
         raise DualCLError(
             f"There is no trainer {name}.{f' Did you mean {close[0]}?' if close else ''} Of this package: "
             f"{', '.join(ours)}; nnU-Net's own and those in {EXT_TRAINER_VARIABLE} were looked through."
         ) from None
-
-
-def _is_nnunets(trainer: str) -> bool:
-    from nnunetv2.training import nnUNetTrainer
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    return recursive_find_python_class(nnUNetTrainer.__path__[0], trainer, nnUNetTrainer.__name__) is not None
+    if with_config and trainer.__module__.startswith("nnunetv2."):
+        raise DualCLError(f"--config is for trainers of this package; {name} is nnU-Net's own and does not read it.")
 
 
 def _parser() -> argparse.ArgumentParser:

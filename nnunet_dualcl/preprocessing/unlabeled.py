@@ -215,9 +215,10 @@ def preprocess_unlabeled(
             path.unlink(missing_ok=True)
     else:
         refuse_other_plans(folder, decisive)
-    recorded = read_stamp(folder).get(IMAGES_UNLABELED, []) if in_folder is None else sorted(in_folder)
+    before = read_stamp(folder)
+    recorded = before.get(IMAGES_UNLABELED, []) if in_folder is None else sorted(in_folder)
     stamp = {**decisive, IMAGES_UNLABELED: recorded}
-    if stamp != read_stamp(folder):  # a finished folder may be read-only
+    if stamp != before:  # a finished folder may be read-only
         write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps(stamp, indent=1) + "\n")
     report = PreprocessReport(folder)
     # seconds, unless all files were copied and their contents have to be read
