@@ -110,7 +110,8 @@ def ensure_unlabeled(
     """
     split = read_split(preprocessed_dataset_folder, fold) or {}
     listed = split.get("unlabeled", [])
-    raw = Path(os.environ.get("nnUNet_raw", "")) / preprocessed_dataset_folder.name
+    # where the variable is not set, a place that is no folder; not one below the present directory
+    raw = Path(os.environ.get("nnUNet_raw") or os.devnull) / preprocessed_dataset_folder.name
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
@@ -128,6 +129,7 @@ def ensure_unlabeled(
     check_disjoint(names, split, where=f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}")
     if kept:
         refuse_other_plans(folder, decisive_values(plans, manager.configuration))
+    if kept and raw.is_dir():
         tqdm.write(
             f"Images of {len(kept)} unlabeled cases are not at {raw}: what was preprocessed of them is used. "
             f"To leave out those of {IMAGES_UNLABELED}, empty that folder instead of removing it."

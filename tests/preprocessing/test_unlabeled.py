@@ -489,6 +489,17 @@ def test_ensure_without_raw_data_uses_what_is_preprocessed(without_raw: Path) ->
     assert ensure(without_raw)[1] == ["u0", "u1", "u2"]
 
 
+def test_a_preprocessed_dataset_in_the_present_directory_is_not_taken_for_raw_data(
+    without_raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(without_raw.parent)
+    assert ensure(without_raw) == (without_raw / FOLDER, ["listed", "u0", "u1", "u2"])
+    assert "are not at" not in capsys.readouterr().out
+    (without_raw / FOLDER / "listed.pkl").unlink()
+    with pytest.raises(DualCLError, match=f"{FOLDER} holds no preprocessed images of listed, .*Run dualcl preprocess"):
+        ensure(without_raw)
+
+
 def test_a_scan_taken_out_of_the_folder_does_not_come_back_without_raw_data(
     raw: Path, preprocessed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
