@@ -1,6 +1,6 @@
-"""Put the finished jobs of a benchmark into the stored results, and rewrite the tables of docs/benchmarks.md.
+"""Put the finished jobs of a benchmark into the stored results, and rewrite tables and figures of docs/benchmarks.md.
 
-    python benchmarks/results_page.py                                   # rewrite the tables from what is stored
+    python benchmarks/results_page.py                                   # rewrite both from what is stored
     python benchmarks/results_page.py --add FOLDER --as hippocampus_cpu # store a benchmark's results first
 
 Scores, curves and records are stored, in benchmarks/results/NAME/jobs; no image, prediction or weight is. Each store's
@@ -19,6 +19,7 @@ from typing import Any
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.benchmark.arms import LOWER_BOUND, UPPER_BOUND
+from nnunet_dualcl.benchmark.charts import arm_styles, overview, svg
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import (
     CASES_FILE,
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{store(arguments.add, STORES / arguments.name)} finished jobs in {STORES / arguments.name}")
     page = rewritten(PAGE.read_text(encoding="utf-8"), STORES)
     write_text(PAGE, page)
+    for name in _stores_of(page):
+        for file, figure in figures(STORES / name).items():
+            write_text(PAGE.parent / file, figure)
     missing = sorted({path.parent.name for path in STORES.glob(f"*/{JOBS_FOLDER}")} - set(_stores_of(page)))
     for name in missing:
         print(f"{PAGE} has no place for {name}: add '<!-- results of {name} -->' and '<!-- end of {name} -->'")
@@ -81,20 +85,33 @@ def rewritten(page: str, stores: Path) -> str:
     """The page with the tables of every store that it has a place for."""
 
     def replaced(match: re.Match[str]) -> str:
-        folder = stores / match[2]
-        return f"{match[1]}\n{tables(load_results(folder), Protocol.from_yaml(folder / PROTOCOL_FILE))}\n{match[3]}"
+        name = match[2]
+        shown = tables(name, load_results(stores / name), Protocol.from_yaml(stores / name / PROTOCOL_FILE))
+        return f"{match[1]}\n{shown}\n{match[3]}"
 
     return _MARKED.sub(replaced, page)
 
 
-def tables(results: Results, protocol: Protocol) -> str:
-    """Markdown: how the results were made, and for each number of labeled cases the arms and the differences."""
-    parts = sections(results, protocol.baselines, LOWER_BOUND, UPPER_BOUND)
+def figures(folder: Path) -> dict[str, str]:
+    """The figures of a store, SVG, by their paths beside the page: one for each number of labeled cases."""
+    protocol = Protocol.from_yaml(folder / PROTOCOL_FILE)
+    drawn = {}
+    for part in _parts(load_results(folder), protocol):
+        titles = {arm: _title(arm, protocol) for arm in part.arms}
+        figure = overview(part, arm_rows(part), comparison_rows(part), arm_styles(part.arms), titles)
+        drawn[_figure_file(folder.name, part)] = svg(figure)
+    return drawn
+
+
+def tables(name: str, results: Results, protocol: Protocol) -> str:
+    """Markdown: how the results of a store were made, for each number of labeled cases the arms and the differences."""
+    parts = _parts(results, protocol)
     compared = {part.labeled: comparison_rows(part) for part in parts}
     add_corrected([row for rows in compared.values() for row in rows])
     lines = [_made_by(results, protocol)]
     for part in parts:
-        lines += ["", f"### {protocol.title}: {part.labeled} labeled cases", ""]
+        heading = f"{protocol.title}: {part.labeled} labeled cases"
+        lines += ["", f"### {heading}", "", f"![Dice by arm. {heading}]({_figure_file(name, part)})", ""]
         lines += _arms_table(part, protocol)
         lines += ["", *_differences_table(compared[part.labeled], protocol)]
         lines += ["", *[f"- {note}" for note in notes(part, results)]]
@@ -103,6 +120,14 @@ def tables(results: Results, protocol: Protocol) -> str:
     if missing:
         lines.append(f"- Not run yet, {len(missing)} of {len(planned)} jobs: {', '.join(missing)}.")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _parts(results: Results, protocol: Protocol) -> list[Section]:
+    return sections(results, protocol.baselines, LOWER_BOUND, UPPER_BOUND, tuple(protocol.arms))
+
+
+def _figure_file(name: str, part: Section) -> str:
+    return f"figures/{name}_{part.labeled}.svg"
 
 
 def _made_by(results: Results, protocol: Protocol) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the report: training curves, box plots of Dice, contours of the worst and the median case."""
+"""Figures of the report: Dice and paired differences by arm, box plots, training curves, contours of single cases."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import seaborn
 import SimpleITK as sitk
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunet_dualcl.benchmark.results import CURVE_COLUMNS, PREDICTIONS_FOLDER, Results
-from nnunet_dualcl.benchmark.summary import Section
+from nnunet_dualcl.benchmark.summary import POOLED, Section
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import read_image
 from nnunet_dualcl.figures import PALETTE, overlay_figure
 
-_COLORS = (*PALETTE, "#000000", "#999999")
+_YELLOW = "#F0E442"
+_COLORS = (*[color for color in PALETTE if color != _YELLOW], "#000000", "#999999", _YELLOW)
+"""The one that is faint on white comes last."""
 _LINE_STYLES = ("-", "--", ":")
 _DOTS_PER_INCH = 100
 _MOST_OVERLAYS = 7
@@ -75,6 +79,52 @@ def dice_boxes(section: Section, styles: ArmStyles) -> Figure:
     return figure
 
 
+def overview(
+    section: Section,
+    arms: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    styles: ArmStyles,
+    titles: Mapping[str, str] | None = None,
+) -> Figure:
+    """Left, the mean Dice of every arm; right, what the focus arm has over each baseline and the others over it.
+
+    A large dot is the mean over draws, with the 95 % interval where it is a difference; small ones are single draws.
+
+    Args:
+        section: whose arms are shown.
+        arms: its rows of ``summary.arm_rows``.
+        comparisons: its rows of ``summary.comparison_rows``; without any there is no right half.
+        styles: of the arms.
+        titles: to write in place of the arms' names.
+    """
+    titles = titles or {}
+    pooled = [row for row in comparisons if row["draw"] == POOLED and section.focus in (row["arm"], row["baseline"])]
+    halves = 2 if pooled else 1
+    height = 1.3 + 0.3 * max(len(arms), len(pooled))
+    figure = Figure(figsize=(7 * halves, height), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, halves, squeeze=False)[0]
+    by_draw = section.scores["dice"].groupby(["arm", "draw"]).mean()
+    for place, row in enumerate(ranked := sorted(arms, key=lambda row: row["dice"])):
+        _draws_and_mean(panels[0], place, by_draw.loc[row["arm"]], row["dice"], styles[row["arm"]][0])
+    names = [titles.get(row["arm"], row["arm"]) for row in ranked]
+    _rows_of(panels[0], names, [f"{row['dice']:.4f}" for row in ranked], "Dice, mean over labels and cases")
+    if not pooled:
+        return figure
+    names, texts = [], []
+    for place, row in enumerate(reversed(pooled)):
+        color = styles[row["arm"]][0]
+        pair = [row["arm"], row["baseline"]]
+        same = [other for other in comparisons if [other["arm"], other["baseline"]] == pair]
+        panels[1].plot([row["low"], row["high"]], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        draws = [other["mean_difference"] for other in same if other["draw"] != POOLED]
+        _draws_and_mean(panels[1], place, draws, row["mean_difference"], color)
+        names.append(" less ".join(titles.get(arm, arm) for arm in pair))
+        texts.append(f"{row['mean_difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]")
+    panels[1].axvline(0, color="#222222", linewidth=0.8)
+    _rows_of(panels[1], names, texts, "paired difference in Dice, 95 % interval over cases")
+    return figure
+
+
 def case_overlay(section: Section, results: Results, case: str, title: str, images: Path, references: Path) -> Figure:
     """Contours of one case in the reference and in the arms, in the first draw of the focus arm.
 
@@ -116,6 +166,32 @@ def data_uri(figure: Figure) -> str:
     # without a value for Software, the version of matplotlib would be part of the file
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _draws_and_mean(panel: Axes, place: int, draws: Iterable[float], mean: float, color: str) -> None:
+    draws = list(draws)
+    if len(draws) > 1:
+        panel.plot(draws, [place] * len(draws), "o", color=color, markersize=4, markerfacecolor="white")
+    panel.plot([mean], [place], "o", color=color, markersize=7)
+
+
+def _rows_of(panel: Axes, names: Sequence[str], texts: Sequence[str], quantity: str) -> None:
+    """Names at the left and texts at the right of the rows, the first one at the bottom."""
+    panel.set_yticks(range(len(names)), [_literal(name) for name in names], fontsize=9)
+    for place, text in enumerate(texts):
+        panel.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    panel.set(xlabel=quantity, ylim=(-0.7, len(names) - 0.3))
+    panel.grid(axis="x", color="#dddddd")
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, its texts as text; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nnunet_dualcl"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().decode("utf-8")
 
 
 def _shown_jobs(section: Section) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nnunet_dualcl.benchmark.charts import (
     case_overlay,
     data_uri,
     dice_boxes,
+    overview,
     training_curves,
 )
 from nnunet_dualcl.benchmark.results import SCORED_NAMES, SPLIT_KEYS, Results, load_results, scored_role
@@ -52,6 +53,7 @@ def write_report(
     lower: str,
     upper: str,
     title: str,
+    order: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``summary.csv``, ``summary.json`` and ``cases.csv`` into the store, each in one step.
 
@@ -65,6 +67,7 @@ def write_report(
         lower: arm whose Dice is the lower end of the gap, with as many labels as the arm that is judged.
         upper: arm whose Dice is the upper end, with all labels where it has such a job.
         title: heading of the page.
+        order: of the other arms; the page is about the first of them, and the rest are compared with it, too.
 
     Returns:
         The page.
@@ -73,7 +76,7 @@ def write_report(
         DualCLError: the store holds no finished job or a faulty one.
     """
     results = load_results(folder)
-    parts = sections(results, baselines, lower, upper)
+    parts = sections(results, baselines, lower, upper, order)
     arms = [row for part in parts for row in arm_rows(part)]
     comparisons = [row for part in parts for row in comparison_rows(part)]
     add_corrected(comparisons)
@@ -124,6 +127,7 @@ def _view(
         else:
             overlays.append({"title": title, "source": data_uri(figure)})
     rows = [row for row in arms if row["labeled"] == section.labeled]
+    pairs = [row for row in comparisons if row["labeled"] == section.labeled]
     return {
         "labeled": section.labeled,
         "lower": section.lower,
@@ -131,7 +135,8 @@ def _view(
         "focus": section.focus,
         "arms": rows,
         "single_draws": any(len(row["draws"]) == 1 for row in rows),
-        "comparisons": [row for row in comparisons if row["labeled"] == section.labeled],
+        "comparisons": pairs,
+        "overview": data_uri(overview(section, rows, pairs, styles)),
         "curves": data_uri(training_curves(section, styles)) if len(section.curves) else None,
         "boxes": data_uri(dice_boxes(section, styles)),
         "overlays": overlays,

@@ -33,9 +33,9 @@ class Section:
 
     Attributes:
         labeled: number of labeled cases, or ``all``.
-        arms: in the order of the tables: lower bound, baselines, others by name, upper bound.
+        arms: in the order of the tables: lower bound, baselines, others, upper bound.
         focus: the first arm that is neither a baseline nor a bound, or the first of all.
-        compared: arms that are neither baselines nor bounds.
+        compared: arms that are neither baselines nor bounds, in the order asked for.
         baselines: as asked for, finished or not.
         lower: arm that a share of the gap of 0 stands for.
         upper: arm that a share of 1 stands for; "NAME (all labels)" where it has more labels than this section.
@@ -61,21 +61,34 @@ class Section:
         by_job = self.cases.groupby(["arm", "draw", "seed", "case"])[list(METRICS)].mean()
         return by_job.groupby(["arm", "draw", "case"]).mean()
 
+    def opponents(self, arm: str) -> tuple[str, ...]:
+        """What a compared arm is compared with: the baselines, and the focus arm, which it is a variant of."""
+        return self.baselines if arm == self.focus else (*self.baselines, self.focus)
 
-def sections(results: Results, baselines: Sequence[str], lower: str, upper: str) -> list[Section]:
+
+def sections(
+    results: Results, baselines: Sequence[str], lower: str, upper: str, order: Sequence[str] = ()
+) -> list[Section]:
     """One section a number of labeled cases; jobs with all labels are the upper bound of every section.
 
     They get a section of their own only if there are others than the upper bound among them, or no fewer labels; there
     the others are compared with the upper bound.
+
+    Args:
+        results: finished jobs.
+        baselines: arms that the others are compared with.
+        lower: arm at the lower end of the gap.
+        upper: arm at its upper end.
+        order: of the compared arms, the first of which the report is about; those not named follow by name.
     """
     counts = sorted(results.jobs["labeled"].unique(), key=labeled_rank)
     everything = set(results.jobs.loc[results.jobs["labeled"] == ALL_LABELED, "arm"])
     if len(counts) > 1 and everything == {upper}:
         counts.remove(ALL_LABELED)
     return [
-        _section(results, labeled, (upper,), upper, upper)
+        _section(results, labeled, (upper,), upper, upper, order)
         if labeled == ALL_LABELED
-        else _section(results, labeled, tuple(baselines), lower, upper)
+        else _section(results, labeled, tuple(baselines), lower, upper, order)
         for labeled in counts
     ]
 
@@ -110,11 +123,12 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
 
 
 def comparison_rows(section: Section) -> list[dict[str, Any]]:
-    """Paired differences in the case's mean Dice: each compared arm less each baseline, by draw and pooled."""
+    """Paired differences in the case's mean Dice, by draw and pooled: each compared arm less each baseline, and each
+    other one less the focus arm."""
     dice = section.scores["dice"]
     rows = []
     for arm in section.compared:
-        for baseline in section.baselines:
+        for baseline in section.opponents(arm):
             draws = _common_draws(section, arm, baseline)
             if not draws:
                 continue
@@ -151,7 +165,7 @@ def notes(section: Section, results: Results) -> list[str]:
     ]
     for arm in section.compared:
         without: dict[str, list[str]] = {}
-        for baseline in section.baselines:
+        for baseline in section.opponents(arm):
             missing = sorted(set(_draws(section, arm)) ^ set(_draws(section, baseline)))
             if missing and baseline in section.arms:
                 without.setdefault(", ".join(map(str, missing)), []).append(f"'{baseline}'")
@@ -174,12 +188,20 @@ def worst_and_median(section: Section) -> dict[str, str]:
     return {"worst": order[0], "median": order[(len(order) - 1) // 2]} if order else {}
 
 
-def _section(results: Results, labeled: int | str, baselines: tuple[str, ...], lower: str, upper: str) -> Section:
+def _section(
+    results: Results,
+    labeled: int | str,
+    baselines: tuple[str, ...],
+    lower: str,
+    upper: str,
+    order: Sequence[str],
+) -> Section:
     jobs, cases, curves = (_rows(table, labeled, upper) for table in (results.jobs, results.cases, results.curves))
     title = f"{upper}{ALL_LABELS_SUFFIX}" if f"{upper}{ALL_LABELS_SUFFIX}" in set(jobs["arm"]) else upper
     present = sorted(set(jobs["arm"]))
     first = [arm for arm in dict.fromkeys((lower, *baselines)) if arm in present and arm != title]
-    compared = [arm for arm in present if arm not in {lower, title, *baselines}]
+    named = [arm for arm in order if arm in present] + [arm for arm in present if arm not in order]
+    compared = [arm for arm in named if arm not in {lower, title, *baselines}]
     arms = (*first, *compared, *[arm for arm in present if arm == title])
     return Section(labeled, arms, (*compared, *arms)[0], tuple(compared), baselines, lower, title, jobs, cases, curves)
 

@@ -302,6 +302,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         lower=LOWER_BOUND,
         upper=UPPER_BOUND,
         title=protocol.title,
+        order=tuple(protocol.arms),
     )
     print(f"Report: {report}")
     for name in failed:

@@ -140,9 +140,9 @@ def test_the_tables_of_the_page(finished: tuple[Path, Page]) -> None:
 
 
 def test_pictures_lie_inside_the_page(finished: tuple[Path, Page]) -> None:
-    """Boxes, curves, the worst case and the median case, and nothing from elsewhere."""
+    """The overview, boxes, curves, the worst case and the median case, and nothing from elsewhere."""
     store, page = finished
-    assert len(page.images) == 4
+    assert len(page.images) == 5
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.images)
     text = (store / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|<script|<link", text)
@@ -189,7 +189,7 @@ def test_hostile_names_are_shown_and_not_run(tmp_path: Path) -> None:
     page = report(store, title="</title><script>")
     assert "script" not in page.tags
     assert "b" not in page.tags
-    assert len(page.images) == 4
+    assert len(page.images) == 5
     assert f"Dice, {hostile}" in page.tables[0][0]
     assert "<b>$(rm)</b>" in page.text
 
@@ -216,7 +216,7 @@ def test_only_a_baseline_is_finished(tmp_path: Path) -> None:
     assert "No paired comparison" in page.text
     assert "the baseline 'teacher' has no finished job" in page.text
     assert page.tables[0][1][-1] == "n/a"
-    assert len(page.images) == 3
+    assert len(page.images) == 4
 
 
 def test_a_missing_or_misshapen_volume_costs_a_picture_only(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_missing_or_misshapen_volume_costs_a_picture_only(tmp_path: Path) -> N
     (store / "jobs" / "teacher_3_0" / "predictions" / "001.nii.gz").unlink()
     (images / "002_0000.nii.gz").write_bytes((images / "001_0000.nii.gz").read_bytes()[:100])
     page = report(store, (images, references))
-    assert len(page.images) == 2
+    assert len(page.images) == 3
     assert "Worst case of dualcl: 001. No picture" in page.text
     assert "Median case of dualcl: 002. No picture" in page.text
 
@@ -235,7 +235,7 @@ def test_a_label_without_a_name_is_not_drawn(tmp_path: Path) -> None:
     store = tmp_path / "store"
     rows = [row for row in case_rows((0.5, 0.6, 0.7)) if row["label"] == "head"]
     write_job(store, "stock", 3, 0, rows, labels={name: value for name, value in LABELS.items() if name != "tail"})
-    assert len(report(store).images) == 4
+    assert len(report(store).images) == 5
 
 
 def test_an_empty_store(tmp_path: Path) -> None:
@@ -250,4 +250,4 @@ def test_more_arms_than_colors(tmp_path: Path) -> None:
         write_job(store, f"arm{number:02}", 3, 0, case_rows((0.5, 0.6, 0.7)))
     page = report(store, (tmp_path, tmp_path), baselines=["arm00"], lower="arm00", upper="arm10")
     assert len(page.tables[0]) == 12
-    assert len(page.images) == 2
+    assert len(page.images) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -65,5 +66,21 @@ def test_results_are_stored_without_volumes_and_shown_between_their_markers(
 
 def test_the_page_is_what_the_stored_results_say(script: ModuleType) -> None:
     page = script.PAGE.read_text(encoding="utf-8")
-    assert script.rewritten(page, script.STORES) == page
+    assert script.rewritten(page, script.STORES) == page, "run benchmarks/results_page.py"
     assert set(script._stores_of(page)) == {path.parent.name for path in script.STORES.glob("*/jobs")}
+
+
+def test_the_figures_are_what_the_stored_results_say(script: ModuleType) -> None:
+    """By their texts: another release of matplotlib draws the same numbers a little differently."""
+    folder = script.PAGE.parent
+    drawn = {file: svg for store in script.STORES.glob("*/jobs") for file, svg in script.figures(store.parent).items()}
+    assert set(drawn) == {f"figures/{path.name}" for path in (folder / "figures").iterdir()}
+    page = script.PAGE.read_text(encoding="utf-8")
+    for file, svg in drawn.items():
+        assert f"]({file})" in page
+        assert _texts(svg) == _texts((folder / file).read_text(encoding="utf-8")), "run benchmarks/results_page.py"
+        assert re.search(r"0\.\d{4}", " ".join(_texts(svg)))
+
+
+def _texts(svg: str) -> list[str]:
+    return re.findall(r">([^<>]*\w[^<>]*)</text>", svg)

@@ -47,6 +47,31 @@ def test_arms_stand_in_the_order_of_the_tables(tmp_path: Path) -> None:
     assert (section.lower, section.upper) == ("stock", UPPER)
 
 
+def test_the_report_is_about_the_first_of_the_order_asked_for(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    for arm in ("cps", "without"):
+        write_job(tmp_path, arm, 3, 0, case_rows((0.5, 0.6, 0.7)))
+    assert the_section(tmp_path).focus == "cps"  # by name
+    section = the_section(tmp_path, order=("stock", "dualcl", "never run", "without"))
+    assert (section.focus, section.compared) == ("dualcl", ("dualcl", "without", "cps"))
+    assert section.arms == ("stock", "teacher", "dualcl", "without", "cps", UPPER)
+
+
+def test_variants_are_compared_with_the_arm_that_the_report_is_about(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    write_job(tmp_path, "without", 3, 1, case_rows((0.54, 0.65, 0.66)))
+    section = the_section(tmp_path, order=("dualcl",))
+    pairs = [(row["arm"], row["baseline"]) for row in comparison_rows(section) if row["draw"] == POOLED]
+    assert pairs == [("dualcl", "stock"), ("dualcl", "teacher"), *[("without", b) for b in (*BASELINES, "dualcl")]]
+    less = [row for row in comparison_rows(section) if (row["arm"], row["baseline"]) == ("without", "dualcl")]
+    assert [row["draw"] for row in less] == [1, POOLED]
+    assert less[0]["mean_difference"] == pytest.approx(np.mean([-0.10, -0.05, -0.04]))
+    assert (
+        "3 labeled: 'without' is not compared in draw 0 with 'stock', 'teacher', 'dualcl'; one of the two lacks it."
+        in notes(section, load_results(tmp_path))
+    )
+
+
 def test_one_section_a_number_of_labeled_cases(tmp_path: Path) -> None:
     write_store(tmp_path)
     write_job(tmp_path, "dualcl", 10, 0, case_rows((0.8, 0.8, 0.8)))
