@@ -73,11 +73,12 @@ def plan(
     files = files_below(source)
     found, series, refused = _by_name(files)
     cases = []
+    damaged = []
     for (patient, frame), (image, label) in sorted(found.items()):
         where = image or label or ""
         tested = patient > _LAST_TRAINING
         if image is None or (label is None and not tested):
-            refused.append(Refusal(where, "a label without its image" if image is None else "its label _gt is missing"))
+            damaged.append(Refusal(where, "a label without its image" if image is None else "its label _gt is missing"))
             continue
         if part_of is not None and patient not in part_of:
             refused.append(Refusal(where, UNLISTED))
@@ -95,7 +96,7 @@ def plan(
     notes: tuple[str, ...] = ()
     split = None
     if part_of is not None:
-        split, notes = published_split(cases, part_of)
+        split, notes = published_split(cases, part_of, (*damaged, *refused))
     elif frames:
         notes = (
             "further frames of every training patient are unlabeled cases, so val repeats train; see --usual-split",
@@ -115,6 +116,7 @@ def plan(
         labels=_LABELS,
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         split=None if split is None else (split,),
         notes=notes,
         about=_ABOUT,

@@ -34,7 +34,8 @@ _MISNAMED = {"W39_1998.09.19_Segm.nii": "BraTS20_Training_355"}
 """Copies of BraTS 2020 in circulation have this label under another name."""
 _CHANNEL_OF = {"t1": 0, "t1n": 0, "t1ce": 1, "t1c": 1, "t2": 2, "t2w": 2, "flair": 3, "t2f": 3}
 """By what file names end with, before and since 2023."""
-_SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
+_SESSION = re.compile(r"(BraTS-[A-Za-z]+-\d+)(?:-\d+)?", re.IGNORECASE)
+_RELEASE = re.compile(r"BraTS(?:-[A-Za-z]+|\d+)?", re.IGNORECASE)
 _PATIENT = r"(?i:BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+)"
 """In a line of a list; a session after the patient's number is passed over."""
 _LABELS = {"necrotic core": 1, "edema": 2, "enhancing tumor": 3}
@@ -70,7 +71,7 @@ def plan(
         test_list: the same for testing.
 
     Raises:
-        DualCLError: no such folder, no case in it, cases of both ways of naming, lists that will not do.
+        DualCLError: no such folder, no case in it, cases of several releases, lists that will not do.
     """
     lists = read_lists(train_list, test_list, _PATIENT)
     if lists is None and (labeled is not None or val):
@@ -83,17 +84,20 @@ def plan(
             f"{source}: no scan of BraTS among {len(files)} files. Their names are like "
             "BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz."
         )
-    styles = {_SESSION.fullmatch(name) is not None for name in found}
-    if len(styles) > 1:
+    releases = sorted({match[0] for name in found if (match := _RELEASE.match(name))}, key=str.lower)
+    if len({release.lower() for release in releases}) > 1:
         raise DualCLError(
-            f"{source}: holds two releases (BraTS-GLI-... and older names), which label enhancing tumor by 3 and by "
-            "4, and share patients under other names. Convert one of them by itself."
+            f"{source}: holds several releases ({', '.join(releases)}), which share patients under other names, and "
+            "label enhancing tumor by 3 or by 4. Convert one of them by itself."
         )
+    since_2023 = "-" in releases[0]
     cases = []
+    damaged: list[Refusal] = []
     for name, paths in sorted(found.items()):
         lacking = [channel for index, channel in enumerate(CHANNELS) if index not in paths]
         if lacking:
-            refused.append(Refusal(name, f"lacks the channel {', '.join(lacking)}"))
+            lost = damaged if len(CHANNELS) in paths else refused  # with a label it is to be missed
+            lost.append(Refusal(name, f"lacks the channel {', '.join(lacking)}"))
             continue
         patient = match[1] if (match := _SESSION.fullmatch(name)) else name
         label = paths.get(len(CHANNELS))
@@ -121,15 +125,16 @@ def plan(
                 where=paths[0],
             )
         )
-    split, notes = (None, ()) if part_of is None else published_split(cases, part_of)
+    split, notes = (None, ()) if part_of is None else published_split(cases, part_of, (*damaged, *refused))
     return Plan(
         kind="brats",
         channels=CHANNELS,
         labels=_REGIONS if regions else _LABELS,
         cases=tuple(cases),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         regions_class_order=_REGIONS_ORDER if regions else None,
-        value_map={1: 1, 2: 2, 3: 3} if styles == {True} else {1: 1, 2: 2, 4: 3},
+        value_map={1: 1, 2: 2, 3: 3} if since_2023 else {1: 1, 2: 2, 4: 3},
         split=None if split is None else (split,),
         notes=notes,
         about=_ABOUT,

@@ -75,13 +75,13 @@ def plan(source: Path, *, unlabeled: int | None = None) -> Plan:
             f"{source}: no scan of FLARE 2022 among {len(files)} files. Their names are like "
             "FLARE22_Tr_0001_0000.nii.gz and Case_00001_0000.nii.gz; unpack the archives first."
         )
-    refused += [Refusal(labels[name], "a label without its image") for name in sorted(set(labels) - set(images))]
+    damaged = [Refusal(labels[name], "a label without its image") for name in sorted(set(labels) - set(images))]
     cases = []
     for name in sorted(images):
         role = _ROLES[name.rpartition("_")[0]]
         label = None if role is Role.UNLABELED else labels.get(name)
         if role is Role.LABELED and label is None:
-            refused.append(Refusal(images[name], f"its label {name}.nii.gz was not found"))
+            damaged.append(Refusal(images[name], f"its label {name}.nii.gz was not found"))
             continue
         paths = tuple(files[relative] for relative in (images[name], label) if relative is not None)
         load = partial(load_volumes, paths[:1], paths[1] if label else None)
@@ -94,6 +94,7 @@ def plan(source: Path, *, unlabeled: int | None = None) -> Plan:
         labels={organ: value for value, organ in enumerate(ORGANS, 1)},
         cases=tuple(case for case in cases if case.name not in beyond),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         notes=(f"{len(beyond)} of {len(pool)} unlabeled scans were left out on demand",) if beyond else (),
         about=_ABOUT,
     )

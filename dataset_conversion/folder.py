@@ -96,13 +96,13 @@ def plan(
     idle: list[str] = []
     free: list[str] = []
     unnamed: list[str] = []
+    no_channel: list[str] = []
     for relative in files:
         match = label_pattern.fullmatch(relative) if label_pattern else None
         if match is not None:
             place = _label_place(match, structures)
             if place is None:
                 unnamed.append(relative)
-                refused.append(Refusal(relative, f"is none of the labels {', '.join(labels)}"))
                 continue
             _case_of(match, found).labels[place].append(relative)
         elif (match := image_pattern.fullmatch(relative)) is not None:
@@ -111,7 +111,7 @@ def plan(
                 _case_of(match, found).images[channel].append(relative)
             else:
                 free.append(relative)
-                refused.append(Refusal(relative, f"is none of the channels {', '.join(channels)}"))
+                no_channel.append(relative)
         elif ending_of(Path(relative)) is not None:
             free.append(relative)
             idle.append(relative)
@@ -123,27 +123,35 @@ def plan(
             + (f" and --channel {', '.join(channels)}" if any(channels.values()) else "")
             + f".{why_no_match(images, source)}{_instances(free)}"
         )
-    notes = []
-    if idle:
-        some = ", ".join(idle[:5]) + (" ..." if len(idle) > 5 else "")
-        notes.append(f"{len(idle)} volume files match no pattern: {some}")
+    notes = [
+        f"{len(paths)} volume files {what}: {', '.join(paths[:5])}{' ...' if len(paths) > 5 else ''}"
+        for paths, what in (
+            (idle, "match no pattern"),
+            (unnamed, f"are none of the labels {', '.join(labels)}"),
+            (no_channel, f"are none of the channels {', '.join(channels)}"),
+        )
+        if paths
+    ]
+    several = [paths for case in found.values() for paths in case.labels.values() if len(paths) > 1]
+    if structures and "label" in of_label and several:
+        notes.append(f"files of one label are put together, such as {', '.join(several[0][:3])}")
     names = safe_names(list(found))
     cases = []
     crowded: list[Refusal] = []
     for key, case in sorted(found.items()):
-        fault = _crowd(key, case, images, label_files, structures is not None)
+        fault = _crowd(key, case, images, label_files, structures is not None, "label" in of_label)
         if fault is not None:  # patients are lost, so it counts as failed
             advice = "" if crowded else _advice(images, label_files, found)
             crowded.append(Refusal(key, fault + advice))
             continue
         fault = _fault(key, case, list(channels), found)
         if fault is not None:
-            (refused if case.images else damaged).append(Refusal(key, fault))
+            (damaged if case.labels else refused).append(Refusal(key, fault))
             continue
         tested = test_pattern is not None and test_pattern.search(case.images[0][0]) is not None
         role = Role.TEST if tested else Role.LABELED if case.labels else Role.UNLABELED
         image_files = tuple(files[case.images[channel][0]] for channel in range(len(channels)))
-        given = [(place, files[paths[0]]) for place, paths in sorted(case.labels.items())]
+        given = [(place, files[path]) for place, paths in sorted(case.labels.items()) for path in paths]
         lacking = [name for index, name in enumerate(labels, 1) if structures and given and index not in dict(given)]
         cases.append(
             SourceCase(
@@ -229,6 +237,12 @@ def _from_yaml(path: Path) -> Mapping[str, Any]:
         raise DualCLError(f"Cannot read the labels in {path}: {error}") from None
     if not isinstance(content, dict) or not content:
         raise DualCLError(f"{path} must map names to values, as in 'liver: 1'; found {type(content).__name__}.")
+    for name, what in content.items():
+        values = what if isinstance(what, list) else [what]
+        if not isinstance(name, str):
+            raise DualCLError(f"{path}: '{name}: {what}' must begin with the name, as in 'liver: 1'.")
+        if any(isinstance(value, str) and re.fullmatch(r"[\d\s,]+", value) for value in values):
+            raise DualCLError(f"{path}: {name} has its value in quotes, which make it a text. Leave them out.")
     return content
 
 
@@ -356,13 +370,17 @@ def _fault(key: str, case: _Found, channels: list[str], found: Mapping[str, _Fou
     return None
 
 
-def _crowd(key: str, case: _Found, images: str, label_files: str | None, structures: bool) -> str | None:
-    """Why these files are of several cases, and what the pattern has to do with it."""
+def _crowd(key: str, case: _Found, images: str, label_files: str | None, structures: bool, united: bool) -> str | None:
+    """Why these files are of several cases, and what the pattern has to do with it.
+
+    Files of one structure are ``united`` where the group 'label' says so of each by its whole text.
+    """
     if len(case.patients) > 1:
         return f"is of several patients by its files: {', '.join(sorted(case.patients))}"
     several = [("--images", images, "place", paths) for paths in case.images.values() if len(paths) > 1]
     what = "structure" if structures else "place"
-    several += [("--labels", label_files or "", what, paths) for paths in case.labels.values() if len(paths) > 1]
+    if not (structures and united):
+        several += [("--labels", label_files or "", what, paths) for paths in case.labels.values() if len(paths) > 1]
     if not several:
         return None
     option, pattern, what, paths = several[0]
@@ -431,26 +449,30 @@ def _load(
     if scan.label is None or not structures:
         return scan
     grid = scan.label
+    elsewhere: list[tuple[str, sitk.Image]] = []
 
     def masks() -> Iterator[tuple[int, np.ndarray]]:  # one in memory at a time
         for value, path in labels:
             label = grid if path == first else read_volume(path, spacing_mm=spacing_mm)
-            difference = grid_difference(label, grid)
-            if difference is not None:
-                raise DualCLError(
-                    f"{path}: on another grid than {labels[0][1].name}: {difference}. Export them on one grid."
-                )
-            yield value, _mask(path, label)
+            mask = _mask(path, label)
+            if grid_difference(label, grid) is None:
+                yield value, mask
+            else:
+                elsewhere.append((f"the label in {path.name}", _with_grid_of(label, mask * np.uint16(value))))
 
     merged, overlapping = merge_structures(masks(), grid.GetSize()[::-1])
-    image = sitk.GetImageFromArray(merged)
-    image.CopyInformation(grid)
     notes = []
     if overlapping:
         notes.append(f"{overlapping} voxels are of several structures; the one named first has them")
     if lacking:
         notes.append(f"no file for {', '.join(lacking)}: taken as absent")
-    return Scan(scan.channels, image, tuple(notes))
+    return Scan(scan.channels, _with_grid_of(grid, merged), tuple(notes), tuple(elsewhere))
+
+
+def _with_grid_of(image: sitk.Image, array: np.ndarray) -> sitk.Image:
+    label = sitk.GetImageFromArray(array)
+    label.CopyInformation(image)
+    return label
 
 
 def _mask(path: Path, label: sitk.Image) -> np.ndarray:

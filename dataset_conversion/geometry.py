@@ -49,5 +49,28 @@ def onto(image: sitk.Image, reference: sitk.Image, *, nearest: bool) -> sitk.Ima
     return sitk.Resample(floating, reference, sitk.Transform(), sitk.sitkLinear, outside, sitk.sitkFloat32)
 
 
+def share_outside(label: sitk.Image, image: sitk.Image) -> float:
+    """Share of the voxels of ``label`` above 0 whose centers lie outside of ``image``; 0 for an empty label."""
+    indices = np.argwhere(sitk.GetArrayViewFromImage(label) != 0)[:, ::-1]
+    if len(indices) == 0:
+        return 0.0
+    ours, its = (_axes(each) for each in (label, image))
+    points = indices @ ours.T + np.array(label.GetOrigin())
+    places = (points - np.array(image.GetOrigin())) @ np.linalg.inv(its).T
+    inside = ((places > -0.5) & (places < np.array(image.GetSize()) - 0.5)).all(axis=1)
+    return float(1 - inside.mean())
+
+
+def orientation(image: sitk.Image) -> str:
+    """Where the axes of a 3D image point to, such as LPS: first the columns, then rows and slices."""
+    code: str = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return code
+
+
+def _axes(image: sitk.Image) -> np.ndarray:
+    """Columns are the steps in mm from one voxel to the next along x, y and z."""
+    return np.asarray(np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing()))
+
+
 def _text(numbers: tuple[float, ...]) -> str:
     return "x".join(f"{number:.6g}" for number in numbers)

@@ -76,6 +76,7 @@ def plan(
         raise DualCLError(f"{source}: no {IMAGE} and no {H5} among {len(files)} files. Unpack the archive first.")
     cases: dict[str, SourceCase] = {}
     refused = []
+    damaged = []
     for relative in images or volumes:
         path = files[relative]
         name = path.absolute().parent.name
@@ -86,18 +87,19 @@ def plan(
         role = ROLES[part_of[name]]
         case = _nrrd_case(path, name, role, relative) if images else _h5_case(path, name, role, relative)
         if role is Role.LABELED and images and len(case.files) == 1:
-            refused.append(Refusal(relative, f"no {LABEL} beside it"))
+            damaged.append(Refusal(relative, f"no {LABEL} beside it"))
             continue
         cases[name] = case
     if images and volumes:
         refused += [Refusal(relative, f"left out: {IMAGE} is used, which is the whole scan") for relative in volumes]
-    split, notes = published_split(list(cases.values()), part_of)
+    split, notes = published_split(list(cases.values()), part_of, (*damaged, *refused))
     return Plan(
         kind="la2018",
         channels=("LGE",),
         labels={"left atrium": 1},
         cases=tuple(cases[name] for name in sorted(cases)),
         refused=tuple(refused),
+        damaged=tuple(damaged),
         value_map={1: 1, 255: 1},
         split=(split,),
         notes=notes if images else (_H5_NOTE, *notes),

@@ -38,30 +38,37 @@ def whole_numbers(label: sitk.Image) -> np.ndarray:
     return whole
 
 
-def mapped_values(values: np.ndarray, value_map: Mapping[int, int], allowed: Iterable[int]) -> np.ndarray:
+def mapped_values(
+    values: np.ndarray, value_map: Mapping[int, int], allowed: Iterable[int], *, others_are_background: bool = False
+) -> tuple[np.ndarray, list[int]]:
     """``values`` with ``value_map`` applied, in the smallest unsigned type.
 
     Args:
         values: of the source.
         value_map: value of the source -> value to write; empty: values stay as they are, and must be ``allowed``.
         allowed: values that may be written.
+        others_are_background: write 0 for values that are not known.
+
+    Returns:
+        The mapped values, and those that were not known.
 
     Raises:
-        DualCLError: a value is not known.
+        DualCLError: a value is not known, without ``others_are_background``.
     """
     present = np.unique(values).tolist()
     target = {0: 0, **value_map} if value_map else {value: value for value in allowed}
     unknown = [value for value in present if value not in target]
-    if unknown:
+    if unknown and not others_are_background:
         raise DualCLError(
             f"the label holds {', '.join(str(value) for value in unknown[:10])}, which stand for nothing. Known: "
-            f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or map them to 0."
+            f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or repeat with --other-values "
+            "background."
         )
     mapped = np.zeros(values.shape, np.uint8 if max(target.values()) < 256 else np.uint16)
     for value in present:
-        if target[value] != 0:
+        if target.get(value, 0) != 0:
             mapped[values == value] = target[value]
-    return mapped
+    return mapped, unknown
 
 
 def merge_structures(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.folds import Fold
-from nnunet_dualcl.dataset_conversion.plan import Role, SourceCase
+from nnunet_dualcl.dataset_conversion.plan import Refusal, Role, SourceCase
 from nnunet_dualcl.errors import DualCLError
 
 ROLES = {"train": Role.LABELED, "val": Role.LABELED, "unlabeled": Role.UNLABELED, "test": Role.TEST}
@@ -49,7 +49,7 @@ def read_lists(train_list: Path | None, test_list: Path | None, pattern: str) ->
 
 def _patients(path: Path, pattern: str) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DualCLError(f"Cannot read the list {path}: {error}") from None
     found: dict[str, None] = {}  # keeps the order
@@ -92,7 +92,9 @@ def parts_of(lists: Lists, *, labeled: int | None, val: int) -> dict[str, str]:
     }
 
 
-def published_split(cases: Sequence[SourceCase], part_of: Mapping[str, str]) -> tuple[Fold, tuple[str, ...]]:
+def published_split(
+    cases: Sequence[SourceCase], part_of: Mapping[str, str], left_out: Sequence[Refusal] = ()
+) -> tuple[Fold, tuple[str, ...]]:
     """The fold that the lists make of these cases, and notes on it for the report.
 
     Cases in ``imagesUnlabeled`` are unlabeled in every fold, so the fold names ``train`` and ``val`` alone.
@@ -100,6 +102,7 @@ def published_split(cases: Sequence[SourceCase], part_of: Mapping[str, str]) -> 
     Args:
         cases: with a patient in ``part_of``.
         part_of: of :func:`parts_of`.
+        left_out: what became no case.
 
     Raises:
         DualCLError: no case is for training.
@@ -110,7 +113,11 @@ def published_split(cases: Sequence[SourceCase], part_of: Mapping[str, str]) -> 
             fold[part_of[case.patient]].append(case.name)
     if not fold["train"]:
         some = [name for name, part in part_of.items() if part == "train"][:3]
-        raise DualCLError(f"No labeled case of the training list was found; it begins with {', '.join(some)}.")
+        why = "; ".join(f"{each.where}: {each.reason}" for each in left_out[:5])
+        raise DualCLError(
+            f"No labeled case of the training list was found; it begins with {', '.join(some)}."
+            + (f" Left out: {why}." if why else "")
+        )
     notes = []
     present = {case.patient for case in cases}
     missing = [patient for patient in part_of if patient not in present]

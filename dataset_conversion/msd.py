@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunet_dualcl.dataset_conversion.folds import Fold
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.volumes import load_4d, load_volumes
 from nnunet_dualcl.dataset_conversion.write import converter
@@ -21,7 +23,7 @@ ENDING = ".nii.gz"
 
 
 def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
-    """Find the cases that a task's ``dataset.json`` lists.
+    """Find the cases that a task's ``dataset.json`` lists; a list for validation becomes that of the only fold.
 
     Args:
         source: folder of the task, with ``dataset.json``.
@@ -31,26 +33,33 @@ def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
         DualCLError: no ``dataset.json`` there, or none of a task.
     """
     content = _description(source)
+    validated: set[str] = set()
     try:
         channels = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=int))
         labels = {str(name): int(value) for value, name in content["labels"].items() if int(value) != 0}
         listed: list[tuple[Role, str, str | None]] = [
             (Role.LABELED, str(each["image"]), str(each["label"])) for each in content["training"]
         ]
+        for each in content.get("validation", []):  # AMOS has such a list
+            listed.append((Role.LABELED, str(each["image"]), str(each["label"])))
+            validated.add(_name(str(each["image"])))
         for each in content.get("test", []):
             image = str(each["image"] if isinstance(each, dict) else each)
             listed.append((Role.UNLABELED if unlabeled_test else Role.TEST, image, None))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DualCLError(f"{source / 'dataset.json'}: not as the Decathlon's ({error!r}).") from None
     refused = []
+    damaged = []
     cases: dict[str, SourceCase] = {}
     for role, image, label in listed:
-        name = Path(image).name.removesuffix(ENDING)
+        name = _name(image)
         paths = tuple(source / relative for relative in (image, label) if relative is not None)
         missing = [path.name for path in paths if not path.is_file() or not path.name.endswith(ENDING)]
         if missing or name in cases:
-            reason = "is listed twice" if name in cases else f"not found, or no {ENDING}: {', '.join(missing)}"
-            refused.append(Refusal(image, reason))
+            if name in cases:
+                refused.append(Refusal(image, "is listed twice"))
+            else:
+                damaged.append(Refusal(image, f"not found, or no {ENDING}: {', '.join(missing)}"))
             continue
         label_path = paths[1] if label is not None else None
         single = partial(load_volumes, paths[:1], label_path)
@@ -62,6 +71,8 @@ def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
         labels=labels,
         cases=tuple(cases[name] for name in sorted(cases)),
         refused=tuple(refused),
+        damaged=tuple(damaged),
+        split=_split(cases, validated),
         about={
             "reference": str(content.get("reference", "http://medicaldecathlon.com")),
             "licence": str(content.get("licence", content.get("license", "CC BY-SA 4.0"))),
@@ -84,6 +95,20 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"unlabeled_test": arguments.unlabeled_test}
 
 
+def _name(image: str) -> str:
+    return Path(image).name.removesuffix(ENDING)
+
+
+def _split(cases: Mapping[str, SourceCase], validated: set[str]) -> tuple[Fold, ...] | None:
+    """The fold of a list for validation, where there is one and both of its sides have cases."""
+    labeled = sorted(name for name, case in cases.items() if case.role is Role.LABELED)
+    fold: Fold = {
+        "train": [name for name in labeled if name not in validated],
+        "val": [name for name in labeled if name in validated],
+    }
+    return (fold,) if fold["train"] and fold["val"] else None
+
+
 def _description(source: Path) -> dict[str, Any]:
     path = source / "dataset.json"
     if not path.is_file():
@@ -94,7 +119,7 @@ def _description(source: Path) -> dict[str, Any]:
             + (f", such as {task}." if task else ", which holds it.")
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DualCLError(f"{path}: cannot be read ({error}).") from None
     if not isinstance(content, dict):

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_dualcl.atomic import replacing, write_text
-from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto
+from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto, orientation, share_outside
 from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_labels, whole_numbers
 from nnunet_dualcl.dataset_conversion.picture import overlay
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
@@ -45,6 +45,7 @@ class Record:
         pixel_hashes: SHA-256 of size and values of each channel; equal for one scan under two names.
         source_hash: of what was read, to notice on resuming that it changed.
         notes: of the loader and of the checks.
+        orientation: where the axes point to, such as LPS.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Record:
     pixel_hashes: tuple[str, ...]
     source_hash: str
     notes: tuple[str, ...] = field(default_factory=tuple)
+    orientation: str = ""
 
     def files(self, num_channels: int) -> list[Path]:
         """All files of the case but its record, relative to the dataset."""
@@ -99,10 +101,12 @@ def is_finished(record: Record | None, target: Path, case: SourceCase, num_chann
     """Whether all files of a case are there and its source has not changed since.
 
     Raises:
-        DualCLError: the case is there in another role than planned now.
+        DualCLError: the case is there in another role than planned now, unless it was unlabeled and has a label now.
     """
     if record is None:
         return False
+    if (record.planned_role, case.role) == (Role.UNLABELED, Role.LABELED):
+        return False  # somebody annotated it: done anew
     if record.planned_role != case.role:
         raise DualCLError(
             f"{target}: {case.name} was converted as {record.planned_role.value}, and is {case.role.value} now. "
@@ -175,6 +179,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
         pixel_hashes=tuple(_pixel_hash(channel) for channel in channels),
         source_hash=hash_of(case.files),
         notes=tuple(notes),
+        orientation=orientation(channels[0]),
     )
     *images, picture = record.files(len(channels))
     try:
@@ -250,10 +255,17 @@ def _checked_label(
             raise DualCLError("has no label. Add it, or take the case as unlabeled.")
         return role, None
     numbers = whole_numbers(_fitted(scan.label, "the label", image, options, notes))
-    for channel, label in scan.more_labels:
-        more = _fitted(label, f"the label drawn on channel {channel}", image, options, notes)
+    for what, label in scan.more_labels:
+        more = _fitted(label, what, image, options, notes)
         notes += merge_labels(numbers, whole_numbers(more))
-    values = mapped_values(numbers, plan.value_map, plan.label_values)
+    values, others = mapped_values(
+        numbers,
+        plan.value_map,
+        plan.label_values,
+        others_are_background=options.other_values == "background",
+    )
+    if others:
+        notes.append(f"label values taken as background: {', '.join(map(str, others[:10]))}")
     if not values.any():
         if options.empty_labels == "refuse":
             raise DualCLError(
@@ -274,15 +286,32 @@ def _fitted(label: sitk.Image, what: str, image: sitk.Image, options: Options, n
     difference = grid_difference(label, image)
     if difference is None:
         return label
+    alike = label.GetSize() == image.GetSize()
+    if alike and options.copy_label_headers:
+        notes.append(f"{what} got the header of its image in place of its own ({difference})")
+        copied = sitk.Image(label)
+        copied.CopyInformation(image)
+        return copied
     if not options.resample_labels:
+        lost = (
+            " It has as many voxels as the image: if only its header was lost on the way, repeat with "
+            "--copy-label-headers, which keeps the voxels and takes the image's header."
+            if alike
+            else ""
+        )
         raise DualCLError(
-            f"{what} is on another grid than its image: {difference}. Is it the label of this image? If so, "
-            "repeat with --resample-labels, which brings it onto the image's grid by nearest neighbor."
+            f"{what} is on another grid than its image: {difference}. Is it the label of this image?{lost} If it "
+            "lies right by its header, repeat with --resample-labels, which brings it onto the image's grid by nearest "
+            "neighbor."
         )
     before = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
+    outside = share_outside(label, image)
     label = onto(label, image, nearest=True)
     after = int(np.count_nonzero(sitk.GetArrayViewFromImage(label)) * np.prod(label.GetSpacing()))
-    notes.append(f"{what} was resampled ({difference}); its volume went from {before} to {after} mm3")
+    notes.append(
+        f"{what} was resampled ({difference}); its volume went from {before} to {after} mm3"
+        + (f", {outside:.0%} of it lay OUTSIDE of the image" if outside > 0 else "")
+    )
     return label
 
 

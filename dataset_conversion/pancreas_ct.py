@@ -102,6 +102,7 @@ def plan(
         )
     cases = []
     refused = []
+    damaged = []
     for number, folders in sorted(series.items()):
         where = f"PANCREAS_{number}"
         fault = None
@@ -112,7 +113,8 @@ def plan(
         elif len(folders) > 1:
             fault = f"{len(folders)} folders with DICOM files, one series is wanted"
         elif part_of[number] in ("train", "val") and number not in labels:
-            fault = f"no label{number}.nii.gz below {source.name}"
+            damaged.append(Refusal(where, f"no label{number}.nii.gz below {source.name}"))
+            continue
         if fault is not None:
             refused.append(Refusal(where, fault))
             continue
@@ -129,13 +131,14 @@ def plan(
                 where=where,
             )
         )
-    fold, more_notes = published_split(cases, part_of)
+    fold, more_notes = published_split(cases, part_of, (*damaged, *refused))
     return Plan(
         kind="pancreas_ct",
         channels=("CT",),
         labels={"pancreas": 1},
         cases=tuple(cases),
         refused=(*refused, *repeated),
+        damaged=tuple(damaged),
         split=(fold,),
         notes=(*notes, *more_notes),
         about=_ABOUT,

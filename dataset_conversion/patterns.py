@@ -96,27 +96,45 @@ def named_patterns(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """Relative path with ``/`` -> file, sorted; links are followed once, hidden files and folders passed over.
+    """Relative path with ``/`` -> file, sorted; hidden files and folders are passed over.
+
+    Links to folders are followed where the folder is not found without them, and once.
 
     Raises:
-        DualCLError: there is no such folder.
+        DualCLError: there is no such folder, or a name in it is no UTF-8.
     """
     if not folder.is_dir():
         raise DualCLError(f"{folder} is no folder. Give the one that holds the data.")
     found: dict[str, Path] = {}
     seen = {folder.resolve()}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = Path(place, name).resolve()
-            if not name.startswith(".") and real not in seen:  # a link to a folder above would never end
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for name in names:
-            if not name.startswith("."):
+    pending = [folder]
+    while pending:
+        links: list[Path] = []
+        for place, folders, names in os.walk(pending.pop(0)):
+            kept = []
+            for name in sorted(name for name in folders if not name.startswith(".")):
                 path = Path(place, name)
-                found[path.relative_to(folder).as_posix()] = path
+                if path.is_symlink():
+                    links.append(path)
+                elif path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    kept.append(name)
+            folders[:] = kept
+            for name in names:
+                if not name.startswith("."):
+                    path = Path(place, name)
+                    found[path.relative_to(folder).as_posix()] = path
+        for link in sorted(links):  # one to a folder above would never end
+            if link.resolve() not in seen:
+                seen.add(link.resolve())
+                pending.append(link)
+    for relative in found:
+        if not _is_text(relative):
+            shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
+            raise DualCLError(
+                f"{folder}: the name {shown} is no UTF-8, so it can be neither read nor reported. Rename it, or all "
+                "such names: convmv -f latin1 -t utf8 -r --notest FOLDER."
+            )
     return dict(sorted(found.items()))
 
 
@@ -133,6 +151,14 @@ def safe_names(names: list[str]) -> Mapping[str, str]:
         taken[candidate] = name
         result[name] = candidate
     return result
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of another encoding, which Python stands in for
+        return False
+    return True
 
 
 def _from_glob(pattern: str) -> str:

@@ -36,8 +36,8 @@ class Scan:
             first's on demand; :mod:`write` sees to that.
         label: 3D image of whole numbers of the source's own (see :attr:`Plan.value_map`), None where there is none.
         notes: what the user should know about this case, for the report.
-        more_labels: label images on grids of their own, with the channel they were drawn on. Where labels overlap, the
-            smaller value keeps the voxel.
+        more_labels: label images on grids of their own, with what they are, such as "the label drawn on channel T2".
+            Where labels overlap, the smaller value keeps the voxel.
     """
 
     channels: tuple[sitk.Image, ...]
@@ -125,6 +125,7 @@ class Plan:
 
 
 EMPTY_LABELS = ("refuse", "keep", "unlabeled")
+OTHER_VALUES = ("refuse", "background")
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,11 @@ class Options:
         processes: cases at a time.
         resume: go on with a target that exists: finished cases are kept, missing and failed ones done.
         resample_labels: bring a label on another grid onto its image's, nearest neighbor, instead of failing the case.
+        copy_label_headers: give a label on another grid, with as many voxels, its image's header, voxel for voxel.
         resample_channels: bring channels on another grid onto the first's, linearly, instead of failing the case.
         empty_labels: a label that is all background: ``refuse`` the case, ``keep`` it, or take it as ``unlabeled``.
+        other_values: values of a label file that stand for no label: ``refuse`` the case, or take them as
+            ``background``.
         folds: of the split drawn where the source has none of its own.
         seed: of that split.
         key_list: file outside the target for the key (new name -> patient, files); None for none.
@@ -145,8 +149,10 @@ class Options:
     processes: int = 2
     resume: bool = False
     resample_labels: bool = False
+    copy_label_headers: bool = False
     resample_channels: bool = False
     empty_labels: str = "refuse"
+    other_values: str = "refuse"
     folds: int = 5
     seed: int = 0
     key_list: Path | None = None
@@ -154,5 +160,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.empty_labels not in EMPTY_LABELS:
             raise DualCLError(f"empty_labels must be one of {', '.join(EMPTY_LABELS)}, got {self.empty_labels!r}.")
+        if self.other_values not in OTHER_VALUES:
+            raise DualCLError(f"other_values must be one of {', '.join(OTHER_VALUES)}, got {self.other_values!r}.")
         if self.processes < 1 or self.folds < 2 or self.seed < 0:
             raise DualCLError("processes must be 1 or more, folds 2 or more, and seed not negative.")

@@ -12,6 +12,15 @@ from nnunet_dualcl.dataset_conversion.headers import AGAIN, check_length, read_h
 from nnunet_dualcl.errors import DualCLError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_READERS = {
+    ".nii.gz": "NiftiImageIO",
+    ".nii": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+"""Of ITK, for each of ``ENDINGS``."""
 _RIGHT_ANGLE = 1e-3
 """Products of unit axes may differ this much from those at right angles; headers are rounded."""
 
@@ -73,6 +82,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 def _read(path: Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(_READERS[str(ending_of(path))])  # by themselves they do not know endings in capitals
     try:
         reader.ReadImageInformation()
         size = reader.GetSize()

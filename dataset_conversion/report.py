@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +83,13 @@ class ConversionReport:
                 found.append(
                     f"{name} is in {len(labeled) - absent} of {len(labeled)} labeled cases; absent is background"
                 )
+        pointing = Counter(record.orientation for record in self.records if record.orientation)
+        if len(pointing) > 1:
+            listed = ", ".join(f"{count} {code}" for code, count in sorted(pointing.items(), key=lambda each: -each[1]))
+            found.append(
+                f"axes point to different sides ({listed}), which nnU-Net does not turn. Export all scans in one "
+                "orientation if they are of one kind"
+            )
         if not self.plan.labels:
             found.append(
                 "no labels were asked for, so there is no dataset.json, and nnU-Net cannot plan from this alone. Copy "

@@ -44,8 +44,15 @@ PLAN_FILE = Path("conversion") / "plan.json"
 
 _ROOM = 1.1
 """Disk space asked for, as a multiple of the sources' size: the target is compressed as most sources are."""
-_STRICT = {"resample_labels": False, "resample_channels": False, "empty_labels": "refuse"}
+_STRICT = {
+    "resample_labels": False,
+    "copy_label_headers": False,
+    "resample_channels": False,
+    "empty_labels": "refuse",
+    "other_values": "refuse",
+}
 """Options as they are before they are loosened for cases that failed; those that came through stay as they are."""
+_OF_THE_SPLIT = ("folds", "seed")
 
 
 def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> ConversionReport:
@@ -153,14 +160,16 @@ def check_plan(plan: Plan) -> None:
         )
 
 
-def dry_run(plan: Plan, target: Path) -> str:
+def dry_run(plan: Plan, target: Path, options: Options | None = None) -> str:
     """What a conversion would do, as text; no image is read and nothing is written.
 
     Raises:
-        DualCLError: where the plan will not do.
+        DualCLError: where the plan or the target will not do.
     """
     plan = without_test_patients(plan)
     check_plan(plan)
+    _check_target(plan, target, options or Options())
+    _check_disk(target, plan.cases)
     lines = [
         f"{target} would get {len(plan.cases)} case(s), channels {', '.join(plan.channels)}, labels {plan.labels}."
     ]
@@ -195,6 +204,7 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
     if not stored.is_file():
         raise DualCLError(f"{target} was not made by this program (no {PLAN_FILE}). Choose another -d or -n.")
     before, now = json.loads(stored.read_text(encoding="utf-8")), _settings(plan, options)
+    before = {**{name: now[name] for name in _OF_THE_SPLIT}, **_STRICT, **before}  # older ones lack some
     differing = sorted(key for key in now if before.get(key) not in (now[key], _STRICT.get(key, now[key])))
     if differing:
         raise DualCLError(
@@ -228,7 +238,7 @@ def _settings(plan: Plan, options: Options) -> dict[str, Any]:
         "value_map": {str(value): mapped for value, mapped in sorted(plan.value_map.items())},
         "regions_class_order": plan.regions_class_order,
         "settings": {name: _settled(text, plan.private) for name, text in plan.settings.items()},
-        **{name: getattr(options, name) for name in ("resample_labels", "resample_channels", "empty_labels")},
+        **{name: getattr(options, name) for name in (*_STRICT, *_OF_THE_SPLIT)},
     }
     settings: dict[str, Any] = json.loads(json.dumps(decisive))
     return settings

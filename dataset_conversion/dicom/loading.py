@@ -86,7 +86,9 @@ def load(
                 f"no voxel has the label {', '.join(map(str, empty))}: named and never drawn? Take the case out, or "
                 "repeat without --require-all-labels."
             )
-    first, *others = [(channel, grid.image(labels)) for channel, labels, grid in drawn] or [("", None)]
+    first, *others = [
+        (f"the label drawn on channel {channel}", grid.image(labels)) for channel, labels, grid in drawn
+    ] or [("", None)]
     return Scan(tuple(images), first[1], tuple(said), tuple(others))
 
 

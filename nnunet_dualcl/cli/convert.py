@@ -42,8 +42,10 @@ def convert(argv: Sequence[str]) -> int:
         processes=arguments.np,
         resume=arguments.resume,
         resample_labels=arguments.resample_labels,
+        copy_label_headers=arguments.copy_label_headers,
         resample_channels=arguments.resample_channels,
         empty_labels=arguments.empty_labels,
+        other_values=arguments.other_values,
         folds=arguments.folds,
         seed=arguments.seed,
         key_list=arguments.key_list,
@@ -53,8 +55,8 @@ def convert(argv: Sequence[str]) -> int:
     target = required_folder("nnUNet_raw") / f"Dataset{arguments.d:03d}_{arguments.n}"
     plan = module.plan(arguments.source, **module.keywords(arguments))
     if arguments.dry_run:
-        print(dry_run(plan, target))
-        return 0
+        print(dry_run(plan, target, options))
+        return 1 if plan.damaged else 0
     try:
         report = write_dataset(plan, target, options)
     except KeyboardInterrupt:
@@ -100,14 +102,20 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_common_arguments(command: argparse.ArgumentParser) -> None:
-    from nnunet_dualcl.dataset_conversion.plan import EMPTY_LABELS
+    from nnunet_dualcl.dataset_conversion.plan import EMPTY_LABELS, OTHER_VALUES
 
     command.add_argument("-np", type=int, default=2, metavar="PROCESSES", help="cases at a time (default 2)")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     command.add_argument("--resume", action="store_true", help="go on with a dataset that exists: do what is missing")
     command.add_argument("--resample-labels", action="store_true", help="labels on another grid: nearest neighbor")
+    command.add_argument(
+        "--copy-label-headers", action="store_true", help="labels whose header was lost: voxel for voxel"
+    )
     command.add_argument("--resample-channels", action="store_true", help="channels on another grid: linear")
     command.add_argument("--empty-labels", choices=EMPTY_LABELS, default="refuse", help="default: %(default)s")
+    command.add_argument(
+        "--other-values", choices=OTHER_VALUES, default="refuse", help="label values not named (default: %(default)s)"
+    )
     command.add_argument("--folds", type=int, default=5, help="of a split drawn over patients (default 5)")
     command.add_argument("--seed", type=int, default=0, help="of that split (default 0)")
     command.add_argument("--key-list", type=Path, metavar="FILE", help="also write which case is which patient")

@@ -48,8 +48,9 @@ def test_from_files_to_a_dataset_and_its_split(
     assert "2 labeled, 1 unlabeled and 0 test case(s); 0 failed" in out
     assert "Next: nnUNetv2_plan_and_preprocess -d 7" in out
     assert sorted(fold["val"] for fold in json.loads((target / "splits_final.json").read_text())) == [["a"], ["b"]]
-    assert main(arguments(source)) == 2
-    assert "--resume" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):  # what it would do says what it would not do, too
+        assert main(arguments(source, *more)) == 2
+        assert "--resume" in capsys.readouterr().err
 
 
 def test_a_bad_case_shows_in_the_exit_code_and_resuming_mends_it(
@@ -90,7 +91,7 @@ def test_every_kind_has_help_of_its_own(kind: str, capsys: pytest.CaptureFixture
         main(["convert", kind, "-h"])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    for option in ("-d ID", "-n NAME", "--dry-run", "--resume", "--resample-labels"):
+    for option in ("-d ID", "-n NAME", "--dry-run", "--resume", "--resample-labels", "--copy-label-headers"):
         assert option in out
 
 
@@ -118,5 +119,7 @@ def test_a_pattern_that_loses_patients_shows_in_the_exit_code(
     for kind in ("image.nrrd", "mask.mha"):
         volume = sitk.ReadImage(str(tree / "p0" / kind))
         sitk.WriteImage(volume, str(tree / "p2" / f"{Path(kind).stem}.nii"))
+    assert main(arguments(tree, *patterns, "--dry-run")) == 1
+    assert "damaged: nrrd: 2 files for one place" in capsys.readouterr().out
     assert main(arguments(tree, *patterns)) == 1
     assert "failed: nrrd: 2 files for one place: p0/image.nrrd, p1/image.nrrd" in capsys.readouterr().out

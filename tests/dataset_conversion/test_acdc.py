@@ -102,15 +102,17 @@ def test_what_makes_no_case_is_named(tmp_path: Path) -> None:
     (training / "patient007/patient007_4d.nii.gz").unlink()
     (training / "patient008/patient008_4d.nii.gz").write_bytes(b"broken")
     write(training / "patient008/again/patient008_frame01.nii.gz", volume())
-    refused = {each.where: each.reason for each in acdc.plan(tmp_path, frames=True).refused}
+    plan = acdc.plan(tmp_path, frames=True)
+    (damaged,) = plan.damaged
+    assert damaged.where == "training/patient007/patient007_frame01.nii.gz"
+    assert "_gt is missing" in damaged.reason
+    refused = {each.where: each.reason for each in plan.refused}
     assert list(refused) == [
         "training/patient008/patient008_frame01.nii.gz",
-        "training/patient007/patient007_frame01.nii.gz",
         "patient007",
         "training/patient008/patient008_4d.nii.gz",
     ]
     assert "found before" in refused["training/patient008/patient008_frame01.nii.gz"]
-    assert "_gt is missing" in refused["training/patient007/patient007_frame01.nii.gz"]
     assert "no 4D file" in refused["patient007"]
     assert "cannot be read" in refused["training/patient008/patient008_4d.nii.gz"]
 

@@ -51,7 +51,7 @@ def test_names_of_each_year(tmp_path: Path, names: tuple[str, str], value: int) 
         expected = volume(seed_of(labeled) + index)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(channel), sitk.GetArrayFromImage(expected))
     assert scan.label is not None
-    stored = mapped_values(whole_numbers(scan.label), plan.value_map, plan.label_values)
+    stored, _ = mapped_values(whole_numbers(scan.label), plan.value_map, plan.label_values)
     np.testing.assert_array_equal(stored, slabs(1, 2, 3))
 
 
@@ -128,6 +128,13 @@ def test_label_4_of_later_releases_is_not_taken_for_enhancing_tumor(tmp_path: Pa
     assert "holds 4, which stand for nothing" in report.failed[0].reason
 
 
+def test_names_since_2023_may_lack_a_session(tmp_path: Path) -> None:
+    case(tmp_path, "BraTS-GoAT-00001", 3)
+    (found,) = brats.plan(tmp_path).cases
+    assert (found.name, found.patient) == ("BraTS-GoAT-00001", "BraTS-GoAT-00001")
+    assert brats.convert(tmp_path, tmp_path / "Dataset137_BraTS").failed == ()
+
+
 def test_a_missing_channel_leaves_the_others(tmp_path: Path) -> None:
     for name in ("BraTS2021_00000", "BraTS2021_00001"):
         case(tmp_path, name, 4)
@@ -135,6 +142,10 @@ def test_a_missing_channel_leaves_the_others(tmp_path: Path) -> None:
     write(tmp_path / "copy/BraTS2021_00001_t2.nii.gz", volume())
     plan = brats.plan(tmp_path)
     assert [each.name for each in plan.cases] == ["BraTS2021_00001"]
+    assert [(each.where, each.reason) for each in plan.damaged] == [("BraTS2021_00000", "lacks the channel T1ce")]
+    (tmp_path / "BraTS2021_00000/BraTS2021_00000_seg.nii.gz").unlink()
+    plan = brats.plan(tmp_path)
+    assert plan.damaged == ()  # nobody drew anything, so nothing is lost
     assert {each.where: each.reason for each in plan.refused} == {
         "BraTS2021_00000": "lacks the channel T1ce",
         "copy/BraTS2021_00001_t2.nii.gz": "the same file was found before: BraTS2021_00001/BraTS2021_00001_t2.nii.gz",
@@ -142,7 +153,13 @@ def test_a_missing_channel_leaves_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [((), "no scan of BraTS"), (("BraTS2021_00000", "BraTS-GLI-00000-000"), "two releases")]
+    ("names", "message"),
+    [
+        ((), "no scan of BraTS"),
+        (("BraTS2021_00000", "BraTS-GLI-00000-000"), r"several releases \(BraTS-GLI, BraTS2021\)"),
+        (("BraTS20_Training_001", "BraTS2021_00000"), r"several releases \(BraTS20, BraTS2021\)"),
+        (("BraTS-GLI-00000-000", "BraTS-MEN-00000-000"), r"several releases \(BraTS-GLI, BraTS-MEN\)"),
+    ],
 )
 def test_folders_that_will_not_do(tmp_path: Path, names: tuple[Any, ...], message: str) -> None:
     for name in names:

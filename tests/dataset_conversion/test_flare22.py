@@ -67,11 +67,13 @@ def test_what_makes_no_case_is_named(tmp_path: Path) -> None:
     (tmp_path / f"{LABELED}/images/FLARE22_Tr_0002_0000.nii.gz").unlink()
     write(tmp_path / "Testing/FLARETs_0001_0000.nii.gz", volume(6))
     write(tmp_path / "copy/Case_00001_0000.nii.gz", volume(7))
-    refused = {each.where: each.reason for each in flare22.plan(tmp_path).refused}
-    assert refused == {
+    plan = flare22.plan(tmp_path)
+    assert {each.where: each.reason for each in plan.refused} == {
         "Testing/FLARETs_0001_0000.nii.gz": "of the hidden test set, whose names are those of the tuning set",
         "copy/Case_00001_0000.nii.gz": "a file of this name was found before: "
         "Training/FLARE22_UnlabeledCase1-1000/Case_00001_0000.nii.gz",
+    }
+    assert {each.where: each.reason for each in plan.damaged} == {
         f"{LABELED}/labels/FLARE22_Tr_0002.nii.gz": "a label without its image",
         f"{LABELED}/images/FLARE22_Tr_0001_0000.nii.gz": "its label FLARE22_Tr_0001.nii.gz was not found",
     }

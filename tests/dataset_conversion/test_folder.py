@@ -79,10 +79,11 @@ def test_structures_are_merged_and_channels_sorted(tmp_path: Path) -> None:
     write(tmp_path / "p3/t2.nrrd", volume(5))
     write(tmp_path / "p3/organ_mask.nrrd", volume(slabs(1), np.uint8))
     plan = folder.plan(tmp_path, **STRUCTURES)
-    assert refused(plan) == {
-        "p1/lung_mask.nrrd": "is none of the labels tumor, organ",
-        "p2": "lacks the channel T2",
-    }
+    assert refused(plan) == {"p2": "lacks the channel T2"}
+    assert plan.notes == ("1 volume files are none of the labels tumor, organ: p1/lung_mask.nrrd",)
+    assert plan.damaged == ()
+    write(tmp_path / "p2/organ_mask.nrrd", volume(slabs(1), np.uint8))
+    assert [each.where for each in folder.plan(tmp_path, **STRUCTURES).damaged] == ["p2"]  # what was drawn is lost
     first, third = (case.load() for case in plan.cases)
     assert first.label is not None
     assert third.label is not None
@@ -118,14 +119,51 @@ def test_structures_must_be_masks(tmp_path: Path, values: np.ndarray, message: s
         case.load()
 
 
-def test_structures_on_two_grids_are_refused(tmp_path: Path) -> None:
+def test_a_structure_on_a_grid_of_its_own_is_resampled_on_demand(tmp_path: Path) -> None:
     for name in ("t1", "t2"):
-        write(tmp_path / f"p1/{name}.nrrd", volume())
-    write(tmp_path / "p1/organ_mask.nrrd", volume(slabs(1), np.uint8))
-    write(tmp_path / "p1/gtv_mask.nrrd", volume(slabs(1), np.uint8, origin=(0, 0, 0)))
-    (case,) = folder.plan(tmp_path, **STRUCTURES).cases
-    with pytest.raises(DualCLError, match=r"organ_mask\.nrrd: on another grid than gtv_mask\.nrrd"):
-        case.load()
+        write(tmp_path / f"source/p1/{name}.nrrd", volume(len(name)))
+    write(tmp_path / "source/p1/gtv_mask.nrrd", volume(slabs(0, 1), np.uint8))
+    fine = volume(np.repeat(slabs(1), 2, axis=0), np.uint8, spacing=(1.0, 1.5, 1.5), origin=(5, -7, 10.25))
+    write(tmp_path / "source/p1/organ_mask.nrrd", fine)
+    (failed,) = folder.convert(tmp_path / "source", tmp_path / "Dataset001_X", **STRUCTURES).failed
+    assert "the label in organ_mask.nrrd is on another grid than its image" in failed.reason
+    options = Options(processes=1, resample_labels=True)
+    report = folder.convert(tmp_path / "source", tmp_path / "Dataset002_X", options=options, **STRUCTURES)
+    assert report.failed == ()
+    written = sitk.ReadImage(str(tmp_path / "Dataset002_X/labelsTr/p1.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), slabs(2, 1))
+
+
+def test_structures_of_one_label_are_put_together(tmp_path: Path) -> None:
+    """As TotalSegmentator hands them out."""
+    write(tmp_path / "s1/ct.nii.gz", volume())
+    for name, label in (("kidney_left", slabs(1)), ("kidney_right", slabs(0, 1)), ("liver", slabs(0, 0, 1))):
+        write(tmp_path / f"s1/segmentations/{name}.nii.gz", volume(label, np.uint8))
+    plan = folder.plan(
+        tmp_path,
+        images="*/ct.nii.gz",
+        channels={"CT": ""},
+        labels={"kidney": "kidney_(left|right)", "liver": "liver"},
+        label_files=r"(?P<case>[^/]+)/segmentations/(?P<label>[^/]+)\.nii\.gz",
+    )
+    (case,) = plan.cases
+    scan = case.load()
+    assert scan.label is not None
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(scan.label), slabs(1, 1, 2))
+    assert plan.notes == (
+        "files of one label are put together, such as s1/segmentations/kidney_left.nii.gz, "
+        "s1/segmentations/kidney_right.nii.gz",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("1: Leber\n", "'1: Leber' must begin with the name"), ('Leber: "1"\n', "Leber has its value in quotes")],
+)
+def test_a_label_file_of_the_wrong_kind(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "labels.yaml").write_text(content, encoding="utf-8-sig")
+    with pytest.raises(DualCLError, match=message):
+        folder._from_yaml(tmp_path / "labels.yaml")
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,9 @@ def test_what_makes_no_case_is_named(tmp_path: Path) -> None:
         nrrd_case(tmp_path / folder, TRAIN[0])
     nrrd_case(tmp_path, TRAIN[1])
     (tmp_path / TRAIN[1] / "laendo.nrrd").unlink()
-    assert sorted(each.reason for each in la2018.plan(tmp_path).refused) == [
-        f"is there twice: a/{TRAIN[0]}/lgemri.nrrd",
-        "no laendo.nrrd beside it",
-    ]
+    plan = la2018.plan(tmp_path)
+    assert [each.reason for each in plan.refused] == [f"is there twice: a/{TRAIN[0]}/lgemri.nrrd"]
+    assert [each.reason for each in plan.damaged] == ["no laendo.nrrd beside it"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DualCLError, match=r"no lgemri\.nrrd and no mri_norm2\.h5 among 0 files"):
         la2018.plan(tmp_path / "empty")

@@ -36,8 +36,8 @@ def test_labels_stored_with_a_scale_factor_are_rounded(tmp_path: Path) -> None:
 
 
 def test_values_are_mapped_and_only_known_ones_pass() -> None:
-    np.testing.assert_array_equal(mapped_values(slabs(2, 255), {2: 1, 255: 0}, {0, 1}), slabs(1, 0))
-    np.testing.assert_array_equal(mapped_values(slabs(1, 2), {}, {0, 1, 2}), slabs(1, 2))
+    np.testing.assert_array_equal(mapped_values(slabs(2, 255), {2: 1, 255: 0}, {0, 1})[0], slabs(1, 0))
+    np.testing.assert_array_equal(mapped_values(slabs(1, 2), {}, {0, 1, 2})[0], slabs(1, 2))
     with pytest.raises(DualCLError, match=r"holds 3, which stand for nothing\. Known: 0, 1, 2"):
         mapped_values(slabs(1, 3), {}, {0, 1, 2})
     with pytest.raises(DualCLError, match="holds 1, which"):  # 1 is a value to write, not one of the source
@@ -47,8 +47,14 @@ def test_values_are_mapped_and_only_known_ones_pass() -> None:
 
 
 def test_many_labels_need_two_bytes() -> None:
-    assert mapped_values(slabs(1) * np.int64(300), {}, {0, 300}).dtype == np.uint16
-    assert mapped_values(slabs(1), {}, {0, 1}).dtype == np.uint8
+    assert mapped_values(slabs(1) * np.int64(300), {}, {0, 300})[0].dtype == np.uint16
+    assert mapped_values(slabs(1), {}, {0, 1})[0].dtype == np.uint8
+
+
+def test_values_that_nobody_named_become_background_on_demand() -> None:
+    values, others = mapped_values(slabs(2, 7, 3), {2: 1}, {0, 1}, others_are_background=True)
+    np.testing.assert_array_equal(values, slabs(1))
+    assert others == [3, 7]
 
 
 def test_the_first_structure_keeps_what_several_claim() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nnunet_dualcl.dataset_conversion.listed import ROLES, Lists, parts_of, published_split, read_lists
-from nnunet_dualcl.dataset_conversion.plan import Role, Scan, SourceCase
+from nnunet_dualcl.dataset_conversion.plan import Refusal, Role, Scan, SourceCase
 from nnunet_dualcl.dataset_conversion.published_lists import ACDC, LEFT_ATRIUM, PANCREAS
 from nnunet_dualcl.errors import DualCLError
 
@@ -61,16 +61,25 @@ def test_a_list_without_any_case_of_it_is_refused() -> None:
 
 def test_lists_of_the_user(tmp_path: Path) -> None:
     train, test = tmp_path / "train.list", tmp_path / "test.list"
-    train.write_text("data/patient007_frame02\r\npatient003_frame01\n\npatient007_frame01\n")
+    lines = "data/patient007_frame02\r\npatient003_frame01\n\npatient007_frame01\n"
+    train.write_text(lines, encoding="utf-8-sig")  # with a mark, as Windows saves it
     test.write_text("")
     assert read_lists(train, test, r"patient\d{3}") == Lists(("patient007", "patient003"), ())
     assert read_lists(None, None, "x") is None
     with pytest.raises(DualCLError, match="Give both"):
         read_lists(train, None, "x")
+    assert read_lists(train, test, r"[^\s/]+_frame\d+").train[0] == "patient007_frame02"  # type: ignore[union-attr]
     with pytest.raises(DualCLError, match="'data/patient007_frame02' names no case"):
         read_lists(train, test, "case_")
     with pytest.raises(DualCLError, match="Cannot read the list"):
         read_lists(tmp_path / "absent", test, "x")
+
+
+def test_what_was_left_out_is_said_where_nothing_is_left() -> None:
+    lists = Lists(("a", "b"), ())
+    refusal = Refusal("a", "no label beside it")
+    with pytest.raises(DualCLError, match=r"begins with a, b\. Left out: a: no label beside it\."):
+        published_split([], parts_of(lists, labeled=None, val=0), [refusal])
 
 
 def test_the_published_lists_are_whole() -> None:

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from synthetic_volumes import slabs, volume, write
 
 from nnunet_dualcl.dataset_conversion import msd
+from nnunet_dualcl.dataset_conversion.plan import Role
 from nnunet_dualcl.errors import DualCLError
 
 DATA = Path(os.environ.get("DUALCL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -69,10 +70,20 @@ def test_a_file_that_is_missing_leaves_the_others(tmp_path: Path) -> None:
     (folder / "labelsTr/heart_02.nii.gz").unlink()
     plan = msd.plan(folder)
     assert [case.name for case in plan.cases] == ["heart_01", "heart_03"]
-    assert [each.reason for each in plan.refused] == [
-        "not found, or no .nii.gz: heart_02.nii.gz",
-        "is listed twice",
-    ]
+    assert [each.reason for each in plan.refused] == ["is listed twice"]
+    assert [each.reason for each in plan.damaged] == ["not found, or no .nii.gz: heart_02.nii.gz"]
+
+
+def test_a_list_for_validation_becomes_the_fold(tmp_path: Path) -> None:
+    """AMOS comes with one."""
+    listed = [{"image": f"./imagesTr/heart_0{n}.nii.gz", "label": f"./labelsTr/heart_0{n}.nii.gz"} for n in (1, 2)]
+    folder = task(tmp_path / "Task02_Heart", training=listed[1:], validation=listed[:1])
+    with_mark = (folder / "dataset.json").read_text(encoding="utf-8")
+    (folder / "dataset.json").write_text(with_mark, encoding="utf-8-sig")  # as Windows saves it
+    report = msd.convert(folder, tmp_path / "Dataset002_Heart")
+    assert (report.exit_code, report.count(Role.LABELED)) == (0, 2)
+    splits = json.loads((tmp_path / "Dataset002_Heart/splits_final.json").read_text(encoding="utf-8"))
+    assert splits == [{"train": ["heart_02"], "val": ["heart_01"]}]
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,11 @@ def test_what_makes_no_case_is_named(tmp_path: Path) -> None:
     write_case(tmp_path, "0062", pancreas())
     write_case(tmp_path / "again", "0062", pancreas())
     write_case(tmp_path, "0099", pancreas())
-    assert {each.where: each.reason for each in pancreas_ct.plan(tmp_path).refused} == {
-        "PANCREAS_0018": f"no label0018.nii.gz below {tmp_path.name}",
+    plan = pancreas_ct.plan(tmp_path)
+    assert [(each.where, each.reason) for each in plan.damaged] == [
+        ("PANCREAS_0018", f"no label0018.nii.gz below {tmp_path.name}")
+    ]
+    assert {each.where: each.reason for each in plan.refused} == {
         "PANCREAS_0062": "2 folders with DICOM files, one series is wanted",
         "PANCREAS_0099": "is in neither the training nor the test list",
         "again/TCIA_pancreas_labels-02-05-2017/label0062.nii.gz": "another label0062.nii.gz was found before it",

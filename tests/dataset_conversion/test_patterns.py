@@ -1,3 +1,5 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,26 @@ def test_files_are_sorted_links_followed_once_and_hidden_ones_passed_over(tmp_pa
     assert len(files_below(tmp_path)) == 2
     with pytest.raises(DualCLError, match="is no folder"):
         files_below(tmp_path / "a.nii")
+
+
+def test_a_link_does_not_take_the_place_of_its_folder(tmp_path: Path) -> None:
+    for name in ("patients/p1/im.nii", "elsewhere/p2/im.nii"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in/elsewhere").rename(tmp_path / "elsewhere")
+    (tmp_path / "in/favourites").mkdir()
+    (tmp_path / "in/favourites/anna").symlink_to("../patients/p1")
+    (tmp_path / "in/favourites/up").symlink_to("..")
+    (tmp_path / "in/more").symlink_to(tmp_path / "elsewhere")
+    assert list(files_below(tmp_path / "in")) == ["more/p2/im.nii", "patients/p1/im.nii"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names as text")
+def test_names_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    with open(os.path.join(os.fsencode(tmp_path), b"M\xfcller.nii"), "w"):
+        pass
+    with pytest.raises(DualCLError, match=r"the name M\\xfcller\.nii is no UTF-8"):
+        files_below(tmp_path)
 
 
 def test_names_become_plain_and_stay_unique() -> None:

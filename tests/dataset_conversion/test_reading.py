@@ -29,6 +29,13 @@ def test_volumes_come_back_as_they_were_written(tmp_path: Path, ending: str, dty
     np.testing.assert_allclose(read.GetDirection(), OBLIQUE, atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_endings_may_be_in_capitals(tmp_path: Path, ending: str) -> None:
+    written = write(tmp_path / f"a{ending}", volume())
+    read = read_volume(written.rename(tmp_path / f"A{ending.upper()}"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read), sitk.GetArrayFromImage(volume()))
+
+
 def test_a_fourth_dimension_of_one_volume_goes(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6, 1), np.int16), AFFINE), tmp_path / "a.nii.gz")
     assert read_volume(tmp_path / "a.nii.gz").GetSize() == (4, 5, 6)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,8 @@ def test_resuming_with_other_options_is_refused(toy: Plan, tmp_path: Path) -> No
         write_dataset(replace(toy, labels={"a": 1, "c": 2}), target, replace(ALONE, resume=True))
     loosened = replace(ALONE, resume=True, empty_labels="keep")
     write_dataset(toy, target, loosened)  # for cases that failed
+    with pytest.raises(DualCLError, match="seed 0, now 5"):
+        write_dataset(toy, target, replace(loosened, seed=5))
     with pytest.raises(DualCLError, match="empty_labels 'keep', now 'unlabeled'"):
         write_dataset(toy, target, replace(ALONE, resume=True, empty_labels="unlabeled"))
     with pytest.raises(DualCLError, match=r"settings .*'--spacing': '3'"):
@@ -203,6 +206,8 @@ def test_targets_that_will_not_do(toy: Plan, tmp_path: Path, name: str, message:
     (tmp_path / "Dataset009_Foreign").mkdir()
     with pytest.raises(DualCLError, match=message):
         write_dataset(toy, tmp_path / name, replace(ALONE, resume=True))
+    with pytest.raises(DualCLError, match=message):
+        dry_run(toy, tmp_path / name, replace(ALONE, resume=True))
     assert not list((tmp_path / "Dataset009_Foreign").iterdir())
 
 
@@ -442,6 +447,71 @@ def test_a_shifted_label_is_resampled_on_demand(tmp_path: Path) -> None:
     verify_dataset_integrity(str(tmp_path / NAME), num_processes=1)
 
 
+def test_a_label_that_lost_its_header_keeps_its_voxels_on_demand(tmp_path: Path) -> None:
+    """Saved without an affine it lies elsewhere, and resampling it would draw something else."""
+    case = source_case(tmp_path, "a", label=slabs(1, 2))
+    lost = sitk.GetImageFromArray(slabs(1, 2))
+    write(case.files[1], lost)
+    (failed,) = write_dataset(plan_of(case), tmp_path / "1" / NAME, ALONE).failed
+    assert "repeat with --copy-label-headers" in failed.reason
+    options = replace(ALONE, resume=True, copy_label_headers=True)
+    report = write_dataset(plan_of(case), tmp_path / "1" / NAME, options)
+    assert "the label got the header of its image" in report.records[0].notes[0]
+    written = sitk.ReadImage(str(tmp_path / "1" / NAME / "labelsTr/a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), slabs(1, 2))
+    verify_dataset_integrity(str(tmp_path / "1" / NAME), num_processes=1)
+    resampled = write_dataset(
+        plan_of(case), tmp_path / "2" / NAME, replace(ALONE, resample_labels=True, empty_labels="keep")
+    )
+    assert re.search(r"\d+% of it lay OUTSIDE of the image", resampled.records[0].notes[0])
+
+
+def test_a_label_of_another_size_cannot_have_lost_its_header_alone(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a", label=slabs(1)[:5])
+    (failed,) = write_dataset(plan_of(case), tmp_path / NAME, replace(ALONE, copy_label_headers=True)).failed
+    assert "size 11x9x5 voxels, not 11x9x7" in failed.reason
+    assert "--copy-label-headers" not in failed.reason
+
+
+def test_values_that_nobody_named_are_background_on_demand(tmp_path: Path) -> None:
+    case = source_case(tmp_path, "a", label=slabs(1, 2, 5))
+    (failed,) = write_dataset(plan_of(case), tmp_path / NAME, ALONE).failed
+    assert "holds 5, which stand for nothing" in failed.reason
+    assert "--other-values background" in failed.reason
+    report = write_dataset(plan_of(case), tmp_path / NAME, replace(ALONE, resume=True, other_values="background"))
+    assert report.records[0].notes == ("label values taken as background: 5",)
+    written = sitk.ReadImage(str(tmp_path / NAME / "labelsTr/a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), slabs(1, 2))
+
+
+def test_a_case_that_got_its_label_later_is_done_anew(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    cases = [source_case(source, "a"), source_case(source, "b", Role.UNLABELED)]
+    write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    cases[1] = source_case(source, "b")
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, replace(ALONE, resume=True))
+    assert [record.role for record in report.records] == [Role.LABELED, Role.LABELED]
+    assert not list((tmp_path / NAME / "imagesUnlabeled").iterdir())
+    assert (tmp_path / NAME / "labelsTr/b.nii.gz").is_file()
+    cases[1] = source_case(source, "b", Role.UNLABELED)
+    with pytest.raises(DualCLError, match="b was converted as labeled, and is unlabeled now"):
+        write_dataset(plan_of(*cases), tmp_path / NAME, replace(ALONE, resume=True))
+
+
+def test_scans_that_point_elsewhere_are_noted(tmp_path: Path) -> None:
+    cases = [source_case(tmp_path, name) for name in ("a", "b", "c")]
+    turned = volume(5)
+    turned.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    write(cases[2].files[0], turned)
+    label = volume(slabs(1, 2), np.uint8)
+    label.CopyInformation(turned)
+    write(cases[2].files[1], label)
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
+    assert any(note.startswith("axes point to different sides (2 LPS, 1 RAS)") for note in report.warnings())
+    alike = write_dataset(plan_of(*cases[:2]), tmp_path / "2" / NAME, ALONE)
+    assert not any("axes point" in note for note in alike.warnings())
+
+
 def test_resampling_can_be_asked_for_after_a_failure(tmp_path: Path) -> None:
     plan = plan_of(source_case(tmp_path, "a"), source_case(tmp_path, "b", label=slabs(1), origin=(5.4, -7, 11)))
     assert write_dataset(plan, tmp_path / NAME, ALONE).exit_code == 1
@@ -513,7 +583,7 @@ def test_the_screen_warns_of_what_nobody_expects(tmp_path: Path) -> None:
         assert expected in text
     assert report.exit_code == 1
     assert not [name for name, content in everything_in(tmp_path / NAME).items() if b"secret" in content]
-    assert "secret" in dry_run(plan_of(*cases, screen=("secret",)), tmp_path / NAME)
+    assert "secret" in dry_run(plan_of(*cases, screen=("secret",)), tmp_path / "other" / NAME)
 
 
 @pytest.mark.parametrize("name", ["background", "Background"])
