@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +16,24 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it takes the place of ``path``, on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers go by the ending
     # no process number: containers that share a disk have the same ones
-    partial = path.with_name(f".{path.name.removesuffix(suffix)}.partial-{uuid.uuid4().hex[:12]}{suffix}")
+    partial = path.with_name(_partial_name(path, uuid.uuid4().hex[:12]))
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while they wrote ``path`` left; for files that one process writes."""
+    for partial in sorted(path.parent.glob(_partial_name(Path(glob.escape(path.name)), "*"))):
+        partial.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path, mark: str) -> str:
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers go by the ending
+    return f".{path.name.removesuffix(suffix)}.partial-{mark}{suffix}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -162,6 +162,7 @@ class DualCLConfig:
             _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         for name in unit_interval:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        _require(self.seed < 2**63, "seed", self.seed, "below 2**63")  # what torch takes
         _require(self.initial_lr > 0, "initial_lr", self.initial_lr, "above 0")
         _require(self.contrastive_temperature > 0, "contrastive_temperature", self.contrastive_temperature, "above 0")
         _require(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +23,18 @@ _WIDTH_INCHES = 2.6
 """Of one column."""
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Matplotlib's defaults inside: nnU-Net's picture of progress changes the style of the whole process.
+
+    Also a decorator of functions that draw.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@own_style()
 def overlay_figure(
     image: np.ndarray,
     segmentations: Mapping[str, np.ndarray],
@@ -84,6 +98,7 @@ def overlay_figure(
     return figure
 
 
+@own_style()
 def save_figure(figure: Figure, path: Path, *, dots_per_inch: int = 150) -> None:
     """Write a PNG in one step; the same figure gives the same bytes.
 

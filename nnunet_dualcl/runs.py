@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
-from nnunet_dualcl.atomic import replacing
+from nnunet_dualcl.atomic import remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.data.random_stream import seed_global_streams
@@ -41,7 +42,8 @@ def train(
 ) -> Path:
     """Train to the end, continuing from a checkpoint where there is one; nnU-Net's own trainers get our numbers.
 
-    The global random generators are seeded with ``config.seed``, for trainers that do not do so themselves.
+    The global random generators are seeded at each epoch from ``config.seed``, so that a continued training without
+    augmentation workers draws the batches of an uninterrupted one, also with nnU-Net's own trainers.
 
     Args:
         dataset: full dataset name.
@@ -65,6 +67,10 @@ def train(
             f"{config_file} belongs to trainings with another configuration. Choose another folder, or delete this one."
         )
     config.write_yaml(config_file)
+    if device == "cuda":  # as nnU-Net's command does, not its trainer
+        torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = False
+        torch.backends.cudnn.benchmark = True
     seed_global_streams(config.seed)
     with (
         variable(CONFIG_VARIABLE, str(config_file)),
@@ -76,6 +82,7 @@ def train(
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
             setattr(trainer, name, getattr(config, name))
         trainer.save_checkpoint = partial(_save_whole, trainer.save_checkpoint)
+        trainer.on_train_epoch_start = partial(_seed_and, trainer.on_train_epoch_start, trainer, config.seed)
         trainer.save_every = min(trainer.save_every, max(1, config.num_epochs // _SAVES))
         if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
             maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
@@ -83,8 +90,14 @@ def train(
     return Path(trainer.output_folder_base)
 
 
+def _seed_and(start_epoch: Callable[[], None], trainer: Any, seed: int) -> None:
+    seed_global_streams(int(np.random.SeedSequence([seed, trainer.current_epoch]).generate_state(1)[0]))
+    start_epoch()
+
+
 def _save_whole(save: Callable[[str], None], filename: str) -> None:
     """A stop while nnU-Net's own trainers write leaves the checkpoint of before."""
+    remove_leftovers(Path(filename))
     with replacing(Path(filename)) as partial_file:
         save(str(partial_file))
 

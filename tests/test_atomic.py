@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dualcl.atomic import replacing, write_table, write_text
+from nnunet_dualcl.atomic import remove_leftovers, replacing, write_table, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -58,3 +58,15 @@ def test_write_text_makes_folders_and_writes_utf8(tmp_path: Path) -> None:
 def test_a_table_has_its_keys_as_header(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", [{"a": 1, "b": "x,y"}, {"a": 0.5, "b": ""}])
     assert (tmp_path / "t.csv").read_text(encoding="utf-8") == 'a,b\n1,"x,y"\n0.5,\n'
+
+
+def test_what_a_killed_writer_left_of_a_file_goes(tmp_path: Path) -> None:
+    for name in ("a[1].pth", "a[1].txt", "a1.pth"):
+        with replacing(tmp_path / name) as partial:
+            partial.touch()
+            partial.with_name(partial.name.replace("partial-", "partial-x")).touch()
+    remove_leftovers(tmp_path / "a[1].pth")
+    left = [name for name in names(tmp_path) if name.startswith(".")]
+    assert [name.split(".partial")[0] for name in left] == [".a1", ".a[1]"]
+    assert left[1].endswith(".txt")
+    assert (tmp_path / "a[1].pth").is_file()

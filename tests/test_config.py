@@ -73,6 +73,7 @@ IMPOSSIBLE = [
     ("num_iterations_per_epoch", -3, "at least 1"),
     ("num_val_iterations_per_epoch", 0, "at least 1"),
     ("seed", -1, "at least 0"),
+    ("seed", 2**63, r"below 2\*\*63"),
     ("contrastive_samples", 0, "at least 1"),
     ("unlabeled_batch_size", 0, "at least 1, or null"),
     ("initial_lr", 0.0, "above 0"),

@@ -146,6 +146,37 @@ def test_a_stopped_training_goes_on(
     assert len(checkpoint["logging"]["train_losses"]) == 2
 
 
+def test_a_continued_training_draws_the_batches_of_an_uninterrupted_one(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with nnU-Net's own trainer, which seeds nothing by itself."""
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", 1)
+    seen: list[float] = []
+    original = nnUNetTrainer.train_step
+    ended = nnUNetTrainer.on_epoch_end
+
+    def step(self: Any, batch: Any) -> Any:
+        seen.append(float(batch["data"].sum()))
+        return original(self, batch)
+
+    def stop(self: Any) -> None:
+        ended(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nnUNetTrainer, "train_step", step)
+    config = replace(CONFIG, num_epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "on_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    continued, seen[:] = list(seen), []
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "again"))
+    train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    assert len(set(seen)) == 4
+    assert continued == seen
+
+
 def test_dice_by_hand(tmp_path: Path) -> None:
     reference, prediction = np.zeros((2, 3, 4, 5), np.uint8)
     reference[0, 0, :4] = 1

@@ -20,7 +20,7 @@ from nnunet_dualcl.benchmark.results import CURVE_COLUMNS, PREDICTIONS_FOLDER, R
 from nnunet_dualcl.benchmark.summary import POOLED, Section
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import read_image
-from nnunet_dualcl.figures import PALETTE, overlay_figure
+from nnunet_dualcl.figures import PALETTE, overlay_figure, own_style
 
 _YELLOW = "#F0E442"
 _COLORS = (*[color for color in PALETTE if color != _YELLOW], "#000000", "#999999", _YELLOW)
@@ -42,6 +42,7 @@ def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     }
 
 
+@own_style()
 def training_curves(section: Section, styles: ArmStyles) -> Figure:
     """Each column of the curves over the epochs, a line a job, colored by arm."""
     figure = Figure(figsize=(11, 3.2), layout="constrained", facecolor="white")
@@ -64,6 +65,7 @@ def training_curves(section: Section, styles: ArmStyles) -> Figure:
     return figure
 
 
+@own_style()
 def dice_boxes(section: Section, styles: ArmStyles) -> Figure:
     """Box plots of the cases' mean Dice by arm: quartiles, whiskers to 1.5 times their distance, outliers."""
     scores = section.scores["dice"].dropna().reset_index()
@@ -79,6 +81,7 @@ def dice_boxes(section: Section, styles: ArmStyles) -> Figure:
     return figure
 
 
+@own_style()
 def overview(
     section: Section,
     arms: Sequence[Mapping[str, Any]],
@@ -125,6 +128,7 @@ def overview(
     return figure
 
 
+@own_style()
 def case_overlay(section: Section, results: Results, case: str, title: str, images: Path, references: Path) -> Figure:
     """Contours of one case in the reference and in the arms, in the first draw of the focus arm.
 
@@ -160,6 +164,7 @@ def case_overlay(section: Section, results: Results, case: str, title: str, imag
         raise DualCLError(f"Case {case} cannot be drawn: {error}") from error
 
 
+@own_style()
 def data_uri(figure: Figure) -> str:
     """The figure as a PNG inside a ``data:`` address; the same figure gives the same text."""
     buffer = io.BytesIO()
@@ -186,6 +191,7 @@ def _rows_of(panel: Axes, names: Sequence[str], texts: Sequence[str], quantity: 
     panel.spines[["top", "right"]].set_visible(False)
 
 
+@own_style()
 def svg(figure: Figure) -> str:
     """The figure as SVG, its texts as text; the same figure gives the same bytes."""
     buffer = io.BytesIO()

@@ -15,7 +15,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -51,6 +52,8 @@ from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
 
 _LOCK_FILE = "running.lock"
+_NOTES_FILE = "trainings.json"
+_OF_PROCESSES = ("commit", "hardware", "started", "peak_memory_mib")
 _SECOND_SEED = 1000
 """Added to the seed of an ensemble's second member."""
 
@@ -131,11 +134,8 @@ def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
 
 def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
-    # the commit now: the source may move on while this process runs what it has imported
-    begun = {"commit": source_commit(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training, "export": _export}
     model, folds, checkpoints = procedure[place.arm.procedure](place)
-    peak_memory = _peak_memory(place.device)  # of the training; evaluating needs memory too, the same in every arm
     scored = place.scored
     runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
     labels = dict(place.dataset_json["labels"])
@@ -165,12 +165,14 @@ def run_job(place: Place) -> None:
     )
     cost: dict[str, Any] = {
         "wall_seconds": round(seconds, 1),
-        "peak_memory_mib": round(peak_memory, 1),
         "samples_per_second": round(len(logs) * place.protocol.steps * _batch_size(place) / seconds, 3),
     }
     if place.arm.procedure == "export":  # what its training cost, which was in another process perhaps
         source = json.loads((_exported(place).own / JOB_FILE).read_text(encoding="utf-8"))
+        begun = {key: source[key] for key in _OF_PROCESSES}
         cost = {**{key: source[key] for key in cost}, TRAINED_BY: source["name"]}
+    else:
+        begun = _of_processes(place)
     write_text(place.own / JOB_FILE, json.dumps(_record(place, begun, labels, cost), indent=2) + "\n")
 
 
@@ -185,7 +187,7 @@ def _train(
     protocol = place.protocol
     config = protocol.training_config(place.arm.config, draw=place.job.draw + seed)
     fold = protocol.fold(place.job) if fold is None else fold
-    with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed):
+    with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed), _noted(place, at):
         model = runs.train(
             protocol.dataset,
             protocol.plans,
@@ -197,6 +199,38 @@ def _train(
             device=place.device,
         )
     return model, (fold,), [model / f"fold_{fold}" / "checkpoint_final.pth"]
+
+
+@contextmanager
+def _noted(place: Place, at: str) -> Iterator[None]:
+    """Keep what each process that worked at a training was and took; one that finds it finished is none of them."""
+    notes = place.own / _NOTES_FILE
+    before: list[dict[str, Any]] = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
+    if any(note["training"] == at and note["finished"] for note in before):
+        yield
+        return
+    note: dict[str, Any] = {
+        "training": at,
+        "finished": False,
+        "commit": source_commit(),  # now: the source may move on while this process runs what it has imported
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": _hardware(place.device),
+    }
+    write_text(notes, json.dumps([*before, note], indent=2) + "\n")
+    yield
+    note |= {"finished": True, "peak_memory_mib": round(_peak_memory(place.device), 1)}
+    write_text(notes, json.dumps([*before, note], indent=2) + "\n")
+
+
+def _of_processes(place: Place) -> dict[str, Any]:
+    """Commits and hardware of all processes that trained, when the first began, the most memory of those that ended."""
+    notes: list[dict[str, Any]] = json.loads((place.own / _NOTES_FILE).read_text(encoding="utf-8"))
+    return {
+        "commit": ", ".join(dict.fromkeys(note["commit"] for note in notes)),
+        "hardware": "; ".join(dict.fromkeys(note["hardware"] for note in notes)),
+        "started": notes[0]["started"],
+        "peak_memory_mib": max(note["peak_memory_mib"] for note in notes if note["finished"]),
+    }
 
 
 def _ensemble(place: Place) -> Trained:
@@ -298,12 +332,17 @@ def _batch_size(place: Place) -> int:
     return planned + (config.unlabeled_batch_size or planned)
 
 
-def _record(place: Place, begun: dict[str, str], labels: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
+def _hardware(device: str) -> str:
+    return (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+
+
+def _record(place: Place, begun: dict[str, Any], labels: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm.config, draw=job.draw)
     folder_of_unlabeled = list_case_images(place.raw / IMAGES_UNLABELED, place.dataset_json["file_ending"])
-    hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "name": job.name,
         "arm": job.arm,
@@ -320,9 +359,7 @@ def _record(place: Place, begun: dict[str, str], labels: dict[str, Any], cost: d
         "scored": protocol.scored_role,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
-        "commit": begun["commit"],
-        "hardware": torch.cuda.get_device_name() if place.device == "cuda" else hardware,
-        "started": begun["started"],
+        **begun,
         **cost,
         "tolerance_mm": protocol.tolerance_mm,
         "labels": labels,

@@ -35,6 +35,8 @@ from nnunet_dualcl.training.environment import nnunet_folders, variables
 
 LOGS_FOLDER = "logs"
 _MONTH_MINUTES = 30 * 24 * 60
+_MOST_TIMEOUTS = 1000
+"""How often a job that Slurm's time limit ended is queued again; submitit would give up after 3."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class RunJob(Checkpointable):  # type: ignore[misc]
     pools end their workers.
     """
 
-    def __call__(self, folder: str, job: Job, device: str) -> None:
-        """Train, predict, evaluate; see :mod:`nnunet_dualcl.benchmark.job`."""
+    def __call__(self, folder: str, job: Job, device: str, gpu: str | None = None) -> None:
+        """Train, predict, evaluate; see :mod:`nnunet_dualcl.benchmark.job`. ``gpu``: the one to use on this machine."""
+        chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         command = [sys.executable, "-m", one_job.__name__, folder, job.arm, str(job.labeled), str(job.draw)]
-        subprocess.run([*command, "--device", device, "--parent", str(os.getpid())], check=True)
+        command += ["--device", device, "--parent", str(os.getpid())]
+        subprocess.run(command, check=True, env={**os.environ, **chosen})
 
 
 def run_benchmark(
@@ -189,31 +193,32 @@ def time_left(folder: Path, jobs: Sequence[Job], unfinished: Sequence[Job], at_o
 def _submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Any:
     executor = _executor(folder / JOBS_FOLDER / job.name / LOGS_FOLDER, job.name, device, engine)
     environment = {}
+    gpu = None
     if engine.cluster == "local":
         environment = _share(device, engine.at_once)
         if device == "cuda":
             visible = _visible_gpus()
-            executor.update_parameters(visible_gpus=(visible[slot % len(visible)],))
+            gpu = visible[slot % len(visible)]
     with variables(environment):
-        return executor.submit(RunJob(), str(folder), job, device)
+        return executor.submit(RunJob(), str(folder), job, device, gpu)
 
 
 def _executor(logs: Path, name: str, device: str, engine: Engine) -> Any:
-    executor = submitit.AutoExecutor(folder=logs, cluster=engine.cluster)
-    executor.update_parameters(name=name, gpus_per_node=1 if device == "cuda" else 0, stderr_to_stdout=True)
     if engine.cluster == "slurm":
+        executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS)
+        gpus = 1 if device == "cuda" else 0
+        executor.update_parameters(name=name, gpus_per_node=gpus, stderr_to_stdout=True)
         executor.update_parameters(**{f"slurm_{key}": value for key, value in engine.slurm.items()})
-    else:
-        executor.update_parameters(timeout_min=_MONTH_MINUTES)
+    else:  # its job gets a GPU by RunJob: submitit takes none but by number
+        executor = submitit.AutoExecutor(folder=logs, cluster="local")
+        executor.update_parameters(name=name, timeout_min=_MONTH_MINUTES, stderr_to_stdout=True)
     return executor
 
 
-def _visible_gpus() -> list[int]:
-    """Numbers of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, which submitit sets anew for each job."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if named and all(part.strip().isdigit() for part in named.split(",")):
-        return [int(part) for part in named.split(",")]
-    return list(range(torch.cuda.device_count()))
+def _visible_gpus() -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` names (numbers, identifiers of GPUs or of parts of them), or the number of each."""
+    named = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return [part for part in named if part] or [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _share(device: str, at_once: int) -> dict[str, str]:

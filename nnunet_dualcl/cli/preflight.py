@@ -19,6 +19,12 @@ from nnunet_dualcl.layout import (
     with_trainers_folder,
 )
 
+_WITH_A_VALUE = (
+    *("-num_gpus", "-pretrained_weights", "-i", "-o", "-part_id", "-num_parts"),
+    *("-prev_stage_predictions", "-step_size", "-npp", "-nps"),
+)
+"""Options of nnU-Net whose values are no positional arguments, and which are not short for another one."""
+
 
 def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     """Look at the arguments of ``nnUNetv2_train``; a command line that its parser will refuse is left to it.
@@ -34,7 +40,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("configuration", nargs="?")
     parser.add_argument("fold", nargs="?")
-    for flag in ("--c", "--val"):
+    for flag in ("--c", "--val", "--npz", "--val_best", "--disable_checkpointing"):  # all, or they part the positionals
         parser.add_argument(flag, action="store_true")
     parsed = _parsed(parser, arguments)
     if parsed is None or parsed.fold is None:
@@ -132,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-p", default="nnUNetPlans")
     parser.add_argument("-tr", default=DEFAULT_TRAINER)
     parser.add_argument("-device", default="cuda")
-    for flag in ("-num_gpus", "-pretrained_weights", "-i", "-o"):  # their values are no positional arguments
+    for flag in _WITH_A_VALUE:
         parser.add_argument(flag)
     return parser
 
@@ -140,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace | None:
     """None where a flag lacks its value."""
     try:
-        return parser.parse_known_args(list(arguments))[0]
+        return parser.parse_known_intermixed_args(list(arguments))[0]
     except argparse.ArgumentError:
         return None
 

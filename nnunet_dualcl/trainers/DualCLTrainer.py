@@ -22,7 +22,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dualcl.atomic import replacing
+from nnunet_dualcl.atomic import remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader
 from nnunet_dualcl.data.random_stream import seed_global_streams
@@ -389,6 +389,7 @@ class DualCLTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        remove_leftovers(Path(filename))
         with replacing(Path(filename)) as partial:
             super().save_checkpoint(str(partial))
             checkpoint = torch.load(partial, map_location="cpu", weights_only=False)

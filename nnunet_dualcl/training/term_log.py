@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_dualcl.atomic import replacing, write_table
+from nnunet_dualcl.figures import own_style
 from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 
@@ -29,6 +30,7 @@ class TermLog:
         self.rows = [old for old in self.rows if old["epoch"] < epoch] + [row]
         return row
 
+    @own_style()
     def write(self, folder: Path) -> None:
         """Write table and picture into ``folder``, each in one step."""
         if not self.rows:
@@ -37,6 +39,7 @@ class TermLog:
         with replacing(folder / TERM_PICTURE_FILE) as partial:
             self.figure().savefig(partial, dpi=110, metadata={"Software": None})
 
+    @own_style()
     def figure(self) -> Figure:
         """Three panels over epochs: terms, weighted shares of the total, observations."""
         epochs = [row["epoch"] for row in self.rows]

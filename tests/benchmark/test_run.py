@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import submitit
 import torch
 import yaml
 from filelock import FileLock
@@ -18,7 +19,7 @@ from filelock import FileLock
 from nnunet_dualcl.benchmark import job as job_module
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import finished_seconds, load_results
-from nnunet_dualcl.benchmark.run import Engine, run_benchmark, run_jobs, time_left
+from nnunet_dualcl.benchmark.run import Engine, _submit, run_benchmark, run_jobs, time_left
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.errors import DualCLError
@@ -126,6 +127,21 @@ def test_a_benchmark_from_scans_to_report_and_again(
     assert {path.name.removesuffix(".nii.gz") for path in (own / "pseudo_labels").glob("*.nii.gz")} == set(
         again["train"]
     ) - few
+    # one who only scores what another process trained leaves what that took as it was
+    own = out / "jobs" / "stock_ensemble_2_0"
+    first, second = (
+        torch.load(own / "model" / place, weights_only=False)["network_weights"]
+        for place in [path.relative_to(own / "model") for path in sorted(own.glob("model/*/*/fold_*/*final.pth"))]
+    )
+    assert any(not torch.equal(first[name], second[name]) for name in first)  # two members, not one twice
+    before = json.loads((own / "job.json").read_text())
+    assert before["samples_per_second"] == pytest.approx(2 * 2 * 2 / before["wall_seconds"], rel=0.2)
+    (own / "job.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module, "_peak_memory", lambda device: 1e6)
+        patch.setattr(job_module, "source_commit", lambda: "later")
+        job_module.run(out, Job("stock_ensemble", 2, 0), "cpu")
+    assert json.loads((own / "job.json").read_text()) == before
     report = (out / "report.html").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")}
     assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "--report"]) == 0
@@ -287,6 +303,38 @@ def test_a_job_ends_with_the_process_that_started_it() -> None:
         assert process.stdout.readline() == "waits\n"
         process.kill()
         assert process.communicate(timeout=60) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [(None, ["0", "1", "0"]), ("3, 5", ["3", "5", "3"]), ("GPU-8932,MIG-1", ["GPU-8932", "MIG-1"])],
+)
+def test_jobs_of_this_machine_take_turns_on_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, expected: list[str]
+) -> None:
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    given: list[Any] = []
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", lambda self, *arguments: given.append(arguments))
+    for slot in range(len(expected)):
+        _submit(tmp_path, Job("stock", 2, 0), "cuda", Engine(at_once=2), slot)
+    assert [arguments[-1] for arguments in given] == expected
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check, env: asked.append(env))
+    for function, *arguments in given:
+        function(*arguments)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in asked] == expected
+
+
+def test_a_gpu_job_starts_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder holds no protocol, so the job fails where it begins: after all that lies between."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert run_jobs(tmp_path, [Job("stock", 2, 0)], "cuda", Engine()) == ["stock_2_0"]
+    (log,) = (tmp_path / "jobs" / "stock_2_0" / "logs").glob("*_log.out")
+    assert f"Cannot read the protocol {tmp_path / 'protocol.yaml'}" in log.read_text(encoding="utf-8")
 
 
 def test_an_engine_that_cannot_be_is_refused() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_dualcl.benchmark.protocol import Job
-from nnunet_dualcl.benchmark.run import Engine, check_engine, run_jobs
+from nnunet_dualcl.benchmark.run import Engine, _executor, check_engine, run_jobs
 from nnunet_dualcl.errors import DualCLError
 
 COMMANDS = {
@@ -45,6 +45,12 @@ def test_a_job_goes_through_slurm_with_the_users_parameters(slurm: Path, tmp_pat
     assert {"#SBATCH --partition=gpu", "#SBATCH --time=7", "#SBATCH --gpus-per-node=1"} <= set(lines)
     (log,) = (folder / "jobs" / "stock_2_0" / "logs").glob("*_log.out")
     assert f"Cannot read the protocol {folder / 'protocol.yaml'}" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_outlasts_more_time_limits_than_submitit_allows_by_itself(tmp_path: Path) -> None:
+    executor = _executor(tmp_path, "a", "cuda", Engine("slurm", 1, {"timeout_min": 600}))
+    assert executor._executor.max_num_timeout == 1000
 
 
 @pytest.mark.usefixtures("slurm")

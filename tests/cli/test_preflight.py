@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.run import run_training
 
+from nnunet_dualcl.cli import preflight
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.cli.preflight import check_predict, check_train
 from nnunet_dualcl.errors import DualCLError
@@ -44,6 +48,42 @@ def test_a_training_is_not_begun_anew_over_another(fold: Path) -> None:
     with pytest.raises(DualCLError, match=r"fold_0 holds a training \(checkpoint_final\.pth\), .* by --c, .* by --val"):
         check_train(TRAIN)
     check_train([word if word != "0" else "1" for word in TRAIN])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["777", "3d_fullres", "-p", "toyPlans", "0", "-device", "cpu"],
+        ["777", "-p", "toyPlans", "3d_fullres", "-device", "cpu", "0"],
+        ["777", "--npz", "3d_fullres", "--val_best", "0", "-p", "toyPlans", "-num_gpus", "1", "-device", "cpu"],
+    ],
+)
+def test_flags_may_stand_between_dataset_configuration_and_fold(fold: Path, arguments: list[str]) -> None:
+    with pytest.raises(DualCLError, match="holds a training"):
+        check_train(arguments)
+
+
+@pytest.mark.parametrize("entry", [run_training.run_training_entry, predict_from_raw_data.predict_entry_point])
+def test_no_option_of_nnunet_is_taken_for_another_one(entry: Any) -> None:
+    """To argparse, -part_id 0 is -p art_id where it does not know the longer name."""
+    options = set(re.findall(r"add_argument\(['\"](-[^-][^'\"]*)['\"]", inspect.getsource(entry)))
+    assert {"-p", "-tr", "-device"} < options
+    parser = preflight._parser()
+    for flag in ("-d", "-c", "-f", "-chk"):
+        parser.add_argument(flag)
+    for option in sorted(options):
+        parsed = preflight._parsed(parser, [option, "value"])
+        changed = {name for name, value in vars(parsed).items() if value == "value"}
+        assert changed == {option.lstrip("-")}
+
+
+def test_every_switch_of_nnunets_training_is_known(fold: Path) -> None:
+    """One that is not would part dataset, configuration and fold, and nothing would be checked."""
+    switches = re.findall(r"add_argument\(['\"](--[^'\"]*)['\"]", inspect.getsource(run_training.run_training_entry))
+    assert "--npz" in switches
+    for switch in set(switches) - {"--c", "--val"}:
+        with pytest.raises(DualCLError, match="holds a training"):
+            check_train(["777", switch, "3d_fullres", "0", "-p", "toyPlans", "-device", "cpu"])
 
 
 def test_images_that_nnunet_would_fall_over_are_named(fold: Path, toy: Any, tmp_path: Path) -> None:

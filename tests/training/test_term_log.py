@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import matplotlib
+import seaborn
+
 from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
 from nnunet_dualcl.training import TermLog
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
@@ -41,6 +44,20 @@ def test_same_rows_give_the_same_files(tmp_path: Path) -> None:
         log.write(tmp_path / name)
     for file in (TERM_LOG_FILE, TERM_PICTURE_FILE):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_style_of_others_does_not_reach_the_picture(tmp_path: Path) -> None:
+    """nnU-Net's picture of progress makes all later text of the process 2.5 times as large."""
+    log = TermLog()
+    log.add(0, 1.0, values(0.3), dict.fromkeys(TERMS, 1.0))
+    log.write(tmp_path / "before")
+    with matplotlib.rc_context():
+        seaborn.set_theme(font_scale=2.5)
+        log.write(tmp_path / "after")
+        assert matplotlib.rcParams["font.size"] == 30  # and others keep theirs
+    assert (tmp_path / "before" / TERM_PICTURE_FILE).read_bytes() == (
+        tmp_path / "after" / TERM_PICTURE_FILE
+    ).read_bytes()
 
 
 def test_nothing_to_write_writes_nothing(tmp_path: Path) -> None:
