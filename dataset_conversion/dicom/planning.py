@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
+from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, fault_of, groups
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
@@ -19,9 +20,6 @@ from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_ex
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
-
-_CHANNEL_NAMES = {"CT": "CT", "MR": "MR", "PT": "PET"}
-"""Of a dataset with one modality."""
 
 
 def plan(
@@ -61,8 +59,8 @@ def plan(
             "Name the labels, as in --label NAME=REGEX, or take RTSTRUCT and DICOM-SEG files out of the folder to have "
             f"all series as unlabeled. Structures:\n{_structures_seen(export)}"
         )
-    channel_of = _channels(export, channels)
-    names = tuple(channels or [_CHANNEL_NAMES[export.series[0].modality]])
+    channel_of = channels_of(export, channels)
+    names = tuple(channels or [CHANNEL_NAMES[export.series[0].modality]])
     segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
     _check_labels(segmentations, patterns, [each.title for each in export.segmentations])
     refused = [Refusal(where, reason) for where, reason in export.refused]
@@ -70,10 +68,10 @@ def plan(
     owned, unplaced = _owned(segmentations, export, channel_of, refused, notes)
     cases: list[SourceCase] = []
     incomplete: list[Sequence[str]] = []
-    for group in _groups(export, channel_of, len(names)):
+    for group in groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
-        fault = _fault(group, names, channel_of)
+        fault = fault_of(group, names, channel_of)
         if fault is not None:
             refused.append(Refusal(where, fault))
             continue
@@ -175,48 +173,6 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "threshold": arguments.threshold,
         "require_all_labels": arguments.require_all_labels,
     }
-
-
-def _channels(export: Export, channels: Mapping[str, str] | None) -> dict[Series, int | None]:
-    """The channel that each series is for; None for one that nobody asked for.
-
-    Raises:
-        DualCLError: no series, several modalities and no channels, or a channel that no series is for.
-    """
-    if not export.series:
-        raise DualCLError(
-            "No CT, MR or PET volume was found. Left out: "
-            + "; ".join(f"{where}: {reason}" for where, reason in export.refused[:5])
-        )
-    if channels is None:
-        if len({series.modality for series in export.series}) > 1:
-            raise DualCLError(
-                f"Series of several kinds: {_seen(export.series)}. Say which are the channels, as in --channel CT=CT "
-                "--channel PET=PT, or --channel T1='t1.*post' by the description."
-            )
-        return dict.fromkeys(export.series, 0)
-    patterns = [regular_expression(text or re.escape(name), ignore_case=True) for name, text in channels.items()]
-    chosen: dict[Series, int | None] = {}
-    kinds = [any(each.fullmatch(modality) for modality in _CHANNEL_NAMES) for each in patterns]
-    for series in export.series:
-        chosen[series] = None
-        for index, (each, by_modality) in enumerate(zip(patterns, kinds, strict=True)):
-            if each.fullmatch(series.modality) if by_modality else each.search(series.description):
-                chosen[series] = index
-                break
-    for index, name in enumerate(channels):
-        mine = [series for series in export.series if chosen[series] == index]
-        if not mine:
-            raise DualCLError(f"No series is for the channel {name}. There are: {_seen(export.series)}.")
-        if len({series.modality for series in mine}) > 1:
-            raise DualCLError(f"The channel {name} would mix modalities: {_seen(mine)}. Narrow its expression.")
-    return chosen
-
-
-def _seen(series: Sequence[Series]) -> str:
-    """Modalities and descriptions; for the screen alone."""
-    counts = Counter(f"{each.modality} {each.description!r}" for each in series)
-    return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))
 
 
 def _structures_seen(export: Export) -> str:
@@ -325,29 +281,6 @@ def _owned(
     if idle:
         notes.append(f"{idle} series are for no channel and were passed over")
     return owned, unplaced
-
-
-def _groups(export: Export, channel_of: Mapping[Series, int | None], num_channels: int) -> list[list[Series]]:
-    """Series that make up one case: each for itself, or with several channels all of one study and frame."""
-    wanted = [series for series in export.series if channel_of[series] is not None]
-    if num_channels == 1:
-        return [[series] for series in wanted]
-    groups: dict[tuple[str, str, str], list[Series]] = {}
-    for series in wanted:
-        groups.setdefault((series.patient, series.study, series.frame_of_reference), []).append(series)
-    return list(groups.values())
-
-
-def _fault(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
-    """Why these series make no case."""
-    counts = Counter(channel_of[series] for series in group)
-    missing = [name for index, name in enumerate(names) if not counts[index]]
-    if missing:
-        return f"no series for the channel {', '.join(missing)} in the same study and frame of reference"
-    several = [name for index, name in enumerate(names) if counts[index] > 1]
-    if several:
-        return f"several series for the channel {', '.join(several)}; narrow its expression"
-    return None
 
 
 def _labels(
