@@ -16,6 +16,10 @@ OFF_GRID = 0.2
 _PARALLEL = 1e-3
 """Unit vectors that differ by less point the same way; headers are rounded."""
 _SAME_PLACE_MM = 1e-2
+_TURNED = 0.98
+"""Normals with a smaller cosine between them are of several orientations, not of one that drifts."""
+_FEW_SLICES = 10
+"""Localizers have fewer in each orientation."""
 
 Vector = tuple[float, float, float]
 
@@ -105,6 +109,24 @@ def volumes(slices: Iterable[Slice]) -> list[list[Slice]]:
         else:
             groups.append([each])
     return [part for group in groups for part in _split_by_marks(group)]
+
+
+def check_no_localizer(slices: Iterable[Slice]) -> None:
+    """Raise a :class:`DualCLError` for a series of several orientations with few slices in each."""
+    normals: list[np.ndarray] = []
+    counts: list[int] = []
+    for each in slices:
+        normal = np.cross(each.along_row, each.along_column)
+        index = next((index for index, other in enumerate(normals) if abs(normal @ other) > _TURNED), len(normals))
+        if index == len(normals):
+            normals.append(normal)
+            counts.append(0)
+        counts[index] += 1
+    if len(counts) > 1 and max(counts) < _FEW_SLICES:
+        raise DualCLError(
+            f"{sum(counts)} slices in {len(counts)} orientations, at most {max(counts)} in each: a localizer (scout), "
+            "which is no volume"
+        )
 
 
 def regular_grid(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:

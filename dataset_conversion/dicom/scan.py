@@ -9,7 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice, one_of_each, regular_grid, volumes
+from nnunet_dualcl.dataset_conversion.dicom.grid import (
+    Grid,
+    Slice,
+    check_no_localizer,
+    one_of_each,
+    regular_grid,
+    volumes,
+)
 from nnunet_dualcl.dataset_conversion.dicom.header import (
     class_name,
     kind,
@@ -191,8 +198,14 @@ def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> N
 
 def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str, slices: list[Slice]) -> None:
     kept, repeated = one_of_each(slices)
-    parts = volumes(kept)
     kind_of_scan = modality(header)
+    try:
+        check_no_localizer(kept)
+    except DualCLError as error:
+        export.refused.append((f"{where}: {kind_of_scan}", str(error)))
+        export.refused_series.add(uid)
+        return
+    parts = volumes(kept)
     for number, part in enumerate(parts, 1):
         place = f"{where}: {kind_of_scan}, {len(part)} slices" + (f", part {number}" if len(parts) > 1 else "")
         notes = [f"{repeated} slices were there twice (same instance); one of each was taken"] if repeated else []

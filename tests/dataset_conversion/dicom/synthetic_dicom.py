@@ -106,6 +106,15 @@ def write_series(
     return paths
 
 
+def as_other_instances(paths: Sequence[Path], name: str) -> list[Path]:
+    """Give files of one series instance UIDs of their own, since those follow from series and file name."""
+    for path in paths:
+        item = pydicom.dcmread(path)
+        item.SOPInstanceUID = uid(item.SOPInstanceUID, name)
+        save(item, path.parent, path.name)
+    return list(paths)
+
+
 def write_rtstruct(
     path: Path,
     rois: dict[str, list[list[list[float]]]],

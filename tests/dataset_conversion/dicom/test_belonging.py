@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pydicom
 import pytest
-from synthetic_dicom import box, save, uid, write_rtstruct, write_series
+from synthetic_dicom import as_other_instances, box, write_rtstruct, write_series
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
@@ -53,14 +52,12 @@ def test_a_tie_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_part_of_a_series_that_the_contours_lie_on(tmp_path: Path) -> None:
-    named = write_series(tmp_path / "a", heights=(0, 1, 2, 3))
-    for path in write_series(tmp_path / "b", heights=(0, 1, 2), orientation=(0.8, 0.6, 0, 0, 0, 1)):
-        item = pydicom.dcmread(path)
-        item.SOPInstanceUID = uid("turned", path)
-        save(item, path.parent, path.name)
+    named = write_series(tmp_path / "a", heights=range(10))
+    turned = write_series(tmp_path / "b", heights=(0, 1, 2), orientation=(0.8, 0.6, 0, 0, 0, 1))
+    as_other_instances(turned, "turned")
     write_rtstruct(tmp_path / "rs", ORGAN, refers_to=named[0])
     export = scan(tmp_path)
-    assert len(owner(export.segmentations[0], export).slices) == 4
+    assert len(owner(export.segmentations[0], export).slices) == 10
 
 
 def test_a_series_that_was_left_out_takes_its_segmentation_along(tmp_path: Path) -> None:
