@@ -61,16 +61,21 @@ def groups(export: Export, channel_of: Mapping[Series, int | None], num_channels
     return list(found.values())
 
 
-def fault_of(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
-    """Why these series make no case."""
+def missing(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
+    """Why these series make no case: they lack a channel."""
     counts = Counter(channel_of[series] for series in group)
-    missing = [name for index, name in enumerate(names) if not counts[index]]
-    if missing:
-        return f"no series for the channel {', '.join(missing)} in the same study and frame of reference"
+    lacking = [name for index, name in enumerate(names) if not counts[index]]
+    if not lacking:
+        return None
+    return f"no series for the channel {', '.join(lacking)} in the same study and frame of reference"
+
+
+def check_one_each(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> None:
+    """Raise a :class:`DualCLError` where several of these series are for one channel."""
+    counts = Counter(channel_of[series] for series in group)
     several = [name for index, name in enumerate(names) if counts[index] > 1]
     if several:
-        return f"several series for the channel {', '.join(several)}; narrow its expression"
-    return None
+        raise DualCLError(f"several series for the channel {', '.join(several)}; narrow its expression")
 
 
 def _seen(series: Sequence[Series]) -> str:

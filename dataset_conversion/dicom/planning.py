@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
-from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, fault_of, groups
+from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, check_one_each, groups, missing
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
@@ -20,6 +20,8 @@ from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_ex
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
+
+_NO_CHANNEL = "drawn on a series that is no channel"
 
 
 def plan(
@@ -64,23 +66,29 @@ def plan(
     segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
     _check_labels(segmentations, patterns, [each.title for each in export.segmentations])
     refused = [Refusal(where, reason) for where, reason in export.refused]
+    damaged = [Refusal(where, reason) for where, reason in export.damaged]
     notes = list(export.notes)
-    owned, unplaced = _owned(segmentations, export, channel_of, refused, notes)
+    owned, unplaced = _owned(segmentations, export, channel_of, notes)
+    for each, why in unplaced.items():
+        asked_for = any(value_of(texts, patterns) for texts in each.structures.values())
+        counts = asked_for and why != _NO_CHANNEL  # which is the user's choice
+        (damaged if counts else refused).append(Refusal(each.where, why))
     cases: list[SourceCase] = []
     incomplete: list[Sequence[str]] = []
     for group in groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
-        fault = fault_of(group, names, channel_of)
-        if fault is not None:
-            refused.append(Refusal(where, fault))
+        lacking_channels = missing(group, names, channel_of)
+        if lacking_channels is not None:
+            refused.append(Refusal(where, lacking_channels))
             continue
         try:
+            check_one_each(group, names, channel_of)
             sources, lacking, said = _labels(
                 dict(zip(names, group, strict=True)), owned, unplaced, patterns, require_all_labels
             )
         except DualCLError as error:
-            refused.append(Refusal(where, str(error)))
+            damaged.append(Refusal(where, str(error)))
             continue
         incomplete += [lacking] if lacking and not sources else []
         images = dict.fromkeys(each.path for series in group for each in series.slices)
@@ -108,8 +116,9 @@ def plan(
             )
         )
     if not cases:
+        faults = (*damaged, *refused)[:5]
         raise DualCLError(
-            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in refused[:5])
+            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in faults)
         )
     if incomplete and not any(case.role is Role.LABELED for case in cases):
         raise DualCLError(_none_complete(incomplete, unplaced, patterns))
@@ -119,7 +128,7 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(cases),
         refused=tuple(refused),
-        damaged=tuple(Refusal(where, reason) for where, reason in export.damaged),
+        damaged=tuple(damaged),
         screen=_seen_on_screen(export, segmentations, patterns, cases),
         notes=tuple(notes),
         settings={
@@ -239,7 +248,7 @@ def _check_labels(
 
 
 def _none_complete(
-    incomplete: Sequence[Sequence[str]], unplaced: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]
+    incomplete: Sequence[Sequence[str]], unplaced: Iterable[Segmentation], patterns: Mapping[str, re.Pattern[str]]
 ) -> str:
     """Why no case has all labels, out of those that each case lacks."""
     counts = Counter(name for lacking in incomplete for name in lacking)
@@ -257,22 +266,19 @@ def _owned(
     segmentations: Sequence[Segmentation],
     export: Export,
     channel_of: Mapping[Series, int | None],
-    refused: list[Refusal],
     notes: list[str],
-) -> tuple[dict[Series, list[Segmentation]], list[Segmentation]]:
-    """Series that are channels -> the segmentations drawn on them; segmentations that are on none of them."""
+) -> tuple[dict[Series, list[Segmentation]], dict[Segmentation, str]]:
+    """Series that are channels -> the segmentations drawn on them; segmentations that are on none of them -> why."""
     owned: dict[Series, list[Segmentation]] = {}
-    unplaced = []
+    unplaced: dict[Segmentation, str] = {}
     for segmentation in segmentations:
         try:
             series = owner(segmentation, export)
         except DualCLError as error:
-            refused.append(Refusal(segmentation.where, str(error)))
-            unplaced.append(segmentation)
+            unplaced[segmentation] = str(error)
             continue
         if channel_of[series] is None:
-            refused.append(Refusal(segmentation.where, "drawn on a series that is no channel"))
-            unplaced.append(segmentation)
+            unplaced[segmentation] = _NO_CHANNEL
             continue
         if series.uid not in segmentation.series:
             notes.append(f"{segmentation.where} names no series that is here; taken to be drawn on {series.where}")
@@ -286,7 +292,7 @@ def _owned(
 def _labels(
     group: Mapping[str, Series],
     owned: Mapping[Series, list[Segmentation]],
-    unplaced: Sequence[Segmentation],
+    unplaced: Iterable[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     require_all: bool,
 ) -> tuple[tuple[Source, ...], Sequence[str], list[str]]:

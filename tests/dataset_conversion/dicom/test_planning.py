@@ -278,7 +278,7 @@ def test_a_label_that_lies_on_a_series_without_a_case_is_not_taken_as_absent(tmp
     write_rtstruct(tmp_path / "1/rs2", {"Läsion": organ(1)}, refers_to=images[0], patient="1")
     plan = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT"})
     assert [case.key["patient_id"] for case in plan.cases] == ["2"]
-    reasons = [each.reason for each in plan.refused if each.reason.startswith("lacks tumor, and series")]
+    reasons = [each.reason for each in plan.damaged if each.reason.startswith("lacks tumor, and series")]
     assert ["RTSTRUCT has some of it, but is drawn on none of its series" in reason for reason in reasons] == [True]
     lenient = dicom.plan(tmp_path, labels={"liver": "leber"}, channels={"CT": "CT"})
     assert [case.key["patient_id"] for case in lenient.cases] == ["1", "2"]
@@ -331,3 +331,34 @@ def test_labels_that_no_series_has_together_are_said_to_be_so(tmp_path: Path) ->
         "--require-all-labels leaves no labeled case: it made 3 case(s) unlabeled. Not drawn there: liver in 1, tumor "
         "in 2; liver drawn on series that are no channel or left out. Without"
     )
+
+
+@pytest.mark.parametrize(
+    ("belongs", "reason"),
+    [("missing", "its series is not among the files"), ("left out", "belongs to a series that was left out")],
+)
+def test_labels_that_reach_no_case_count_as_failed(tmp_path: Path, belongs: str, reason: str) -> None:
+    """Their patient would silently be lost; structures that nobody asked for, and chosen channels, are no failure."""
+    ct_with_contours(tmp_path / "1", patient="1")
+    heights = (0, 1, 2, 4) if belongs == "left out" else (0, 1, 2, 3)
+    lost = write_series(tmp_path / "2", patient="2", heights=heights)
+    write_rtstruct(tmp_path / "2/rs", {"Leber": organ(1)}, refers_to=lost[0], patient="2")
+    write_rtstruct(tmp_path / "2/rs2", {"Herz": organ(1)}, refers_to=lost[0], patient="2")
+    if belongs == "missing":
+        for path in lost:
+            path.unlink()
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    (failed,) = plan.damaged
+    assert failed.where.endswith("of patient 2: RTSTRUCT")
+    assert failed.reason.startswith(reason)
+    assert sum(each.reason.startswith(reason) for each in plan.refused) == 1
+    assert [case.key["patient_id"] for case in plan.cases] == ["1"]
+
+
+def test_a_label_of_two_objects_of_one_time_counts_as_failed(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        images = ct_with_contours(tmp_path / patient, patient=patient)
+    write_rtstruct(tmp_path / "rs2", {"Leber": organ(1)}, refers_to=images[0], patient="2")
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    assert ["--structure-set REGEX" in each.reason for each in plan.damaged] == [True]
+    assert plan.refused == ()
