@@ -38,7 +38,7 @@ def channels_of(export: Export, channels: Mapping[str, str] | None) -> dict[Seri
     for series in export.series:
         chosen[series] = None
         for index, (each, by_modality) in enumerate(zip(patterns, kinds, strict=True)):
-            if each.fullmatch(series.modality) if by_modality else each.search(series.description):
+            if each.fullmatch(series.modality) if by_modality else _is_described(series, each):
                 chosen[series] = index
                 break
     for index, name in enumerate(channels):
@@ -78,7 +78,13 @@ def check_one_each(group: Sequence[Series], names: Sequence[str], channel_of: Ma
         raise DualCLError(f"several series for the channel {', '.join(several)}; narrow its expression")
 
 
+def _is_described(series: Series, pattern: re.Pattern[str]) -> bool:
+    """By its description, or by that and what it differs by from other volumes of its series."""
+    texts = (series.description, " ".join([series.description, *series.marks]))
+    return any(pattern.search(text) for text in texts)
+
+
 def _seen(series: Sequence[Series]) -> str:
     """Modalities and descriptions; for the screen alone."""
-    counts = Counter(f"{each.modality} {each.description!r}" for each in series)
+    counts = Counter(f"{each.modality} {each.shown}" for each in series)
     return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))

@@ -41,7 +41,8 @@ def plan(
             match, whatever its case; an empty one stands for the label's name. Numbered from 1 in this order, which
             is also the precedence where structures overlap. None at all: every case is unlabeled.
         channels: name -> regular expression for the modality (one that matches CT, MR or PT whole), or else for any
-            part of the series description, whatever its case. None: each series is a case, if all are of one modality.
+            part of the series description and of what its volumes differ by (``EchoTime=20``), whatever its case.
+            None: each volume is a case, if all are of one modality.
         structure_set: regular expression for any part of the label, name or description of a segmentation object;
             others are passed over. None: all; for each label the newest object that has it.
         threshold: of fractional segments, as a share of their maximum.
@@ -129,7 +130,7 @@ def plan(
         cases=tuple(cases),
         refused=tuple(refused),
         damaged=tuple(damaged),
-        screen=_seen_on_screen(export, segmentations, patterns, cases),
+        screen=_seen_on_screen(export, segmentations, patterns, cases, unplaced),
         notes=tuple(notes),
         settings={
             "--label": repr(dict(labels)),
@@ -161,8 +162,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=REGEX",
-        help="in order; the regex meets the modality (CT, MR, PT), or else part of the series description; CT gets CT "
-        "normalization; default: each series is a case, if all are of one modality",
+        help="in order; the regex meets the modality (CT, MR, PT), or else part of the series description, or what the "
+        "volumes of a series differ by (EchoTime=20$); CT gets CT normalization; default: each volume is a case, if "
+        "all are of one modality",
     )
     parser.add_argument(
         "--structure-set", metavar="REGEX", help="only segmentation objects with this in their label or description"
@@ -193,7 +195,7 @@ def _structures_seen(export: Export) -> str:
         for name in names:
             series.setdefault(name, set())
         try:
-            own = owner(segmentation, export)
+            own, _ = owner(segmentation, export)
         except DualCLError:
             lost.update(names)
             continue
@@ -210,6 +212,7 @@ def _seen_on_screen(
     segmentations: Sequence[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     cases: Sequence[SourceCase],
+    unplaced: Iterable[Segmentation],
 ) -> tuple[str, ...]:
     """What the source calls its structures and series, to find synonyms by, and its bad files; for the screen alone."""
     names = list(patterns)
@@ -219,7 +222,8 @@ def _seen_on_screen(
         + (f"label {names[value - 1]}" if (value := value_of(texts, patterns)) else "no label")
         for texts, count in sorted(counts.items())
     ]
-    lines += [f"{series.where}: {series.description!r} in {series.slices[0].path.parent}" for series in export.series]
+    lines += [f"{series.where}: {series.shown} in {series.slices[0].path.parent}" for series in export.series]
+    lines += [f"{each.where} lies on no channel: {each.path}" for each in unplaced]
     lines += [f"damaged file: {path}" for path in export.damaged_files]
     for case in cases:
         cut_off = [path for path in case.files if path in export.cut_off]
@@ -273,15 +277,15 @@ def _owned(
     unplaced: dict[Segmentation, str] = {}
     for segmentation in segmentations:
         try:
-            series = owner(segmentation, export)
+            series, doubt = owner(segmentation, export, channel_of)
         except DualCLError as error:
             unplaced[segmentation] = str(error)
             continue
         if channel_of[series] is None:
             unplaced[segmentation] = _NO_CHANNEL
             continue
-        if series.uid not in segmentation.series:
-            notes.append(f"{segmentation.where} names no series that is here; taken to be drawn on {series.where}")
+        if doubt:
+            notes.append(f"{segmentation.where} {doubt}; taken to be drawn on {series.where}")
         owned.setdefault(series, []).append(segmentation)
     idle = sum(channel is None for channel in channel_of.values())
     if idle:

@@ -13,6 +13,7 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import (
     Grid,
     Slice,
     check_no_localizer,
+    mark_names,
     one_of_each,
     regular_grid,
     volumes,
@@ -52,6 +53,7 @@ class Series:
         patient, study, uid, frame_of_reference: identifiers of the source; they never reach the output.
         modality: CT, MR or PT.
         description: of the series; free text, so it never reaches the output either.
+        marks: what this volume differs by from the others of its series, such as ``EchoTime=20``; nor do their values.
         slices: by position along the normal.
         grid: that they form.
         where: what a report may call it.
@@ -67,7 +69,13 @@ class Series:
     slices: tuple[Slice, ...]
     grid: Grid
     where: str
+    marks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """Description and marks; for the screen alone."""
+        return " ".join([repr(self.description), *self.marks])
 
 
 @dataclass
@@ -206,11 +214,12 @@ def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str
         export.refused_series.add(uid)
         return
     parts = volumes(kept)
-    for number, part in enumerate(parts, 1):
+    differences = ", ".join(mark_names(marks for marks, _ in parts))
+    for number, (marks, part) in enumerate(parts, 1):
         place = f"{where}: {kind_of_scan}, {len(part)} slices" + (f", part {number}" if len(parts) > 1 else "")
         notes = [f"{repeated} slices were there twice (same instance); one of each was taken"] if repeated else []
         if len(parts) > 1:
-            notes.append(f"its series holds {len(parts)} volumes (orientations, phases, echoes); this is one of them")
+            notes.append(f"its series holds {len(parts)} volumes, which differ in {differences}; this is one of them")
         try:
             ordered, grid = regular_grid(part)
         except DualCLError as error:
@@ -228,6 +237,7 @@ def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str
                 slices=tuple(ordered),
                 grid=grid,
                 where=place,
+                marks=marks,
                 notes=tuple(notes),
             )
         )

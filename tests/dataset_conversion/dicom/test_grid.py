@@ -95,10 +95,13 @@ def test_the_same_instance_twice_is_taken_once() -> None:
 
 def test_orientations_and_phases_are_volumes_of_their_own() -> None:
     turned = [replace(each, along_column=NORMAL, along_row=ROW) for each in slices(0, 3)]
-    phases = slices(0, 3, 6, marks=("", "phase 1")) + slices(0, 3, 6, marks=("", "phase 2"))
+    phases = slices(0, 3, 6, marks=("", "phase=1")) + slices(0, 3, 6, marks=("", "phase=2"))
     parts = volumes([*phases[::2], *turned, *phases[1::2]])
-    assert sorted(len(part) for part in parts) == [2, 3, 3]
-    assert all(len({each.marks for each in part}) == 1 for part in parts)
+    axial = "Plane=axial 7x5"
+    assert [(marks, len(part)) for marks, part in parts] == [
+        ((axial, "phase=1"), 3), ((axial, "phase=2"), 3), (("Plane=coronal 7x5",), 2),
+    ]  # fmt: skip
+    assert all(len({each.marks for each in part}) == 1 for _, part in parts)
 
 
 def test_marks_that_number_slices_do_not_split() -> None:

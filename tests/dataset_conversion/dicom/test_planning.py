@@ -16,6 +16,7 @@ from synthetic_dicom import (
     NAME,
     PATIENT,
     SPACING_YX,
+    as_other_instances,
     box,
     values,
     write_rtstruct,
@@ -190,6 +191,33 @@ def test_two_series_for_one_channel_of_several(tmp_path: Path) -> None:
         dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT", "T1": "^t1"})
 
 
+def test_a_volume_of_a_series_is_chosen_by_what_it_differs_by(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        for echo in (10, 20):
+            tags = {"EchoTime": echo}
+            folder = tmp_path / f"{patient} {echo}"
+            images = write_series(folder, "MR", tags=tags, pixels=values(4, echo), patient=patient)
+            as_other_instances(images, str(echo))
+        write_rtstruct(tmp_path / patient, {"Leber": organ(1)}, refers_to=images[0], patient=patient)
+    labels = {"liver": "leber"}
+    plan = dicom.plan(tmp_path, labels=labels)
+    assert [each.reason.split(";")[0] for each in plan.damaged] == [
+        "names a series of 2 volumes, which differ in EchoTime"
+    ] * 2
+    parts = [line.partition(" part 2: 'axial")[2] for line in plan.screen if " part 2: 'axial" in line]
+    assert [" EchoTime=20 in " in line for line in parts] == [True, True]
+    plan = dicom.plan(tmp_path, labels=labels, channels={"E2": "^axial.*EchoTime=20$"})
+    assert [case.role for case in plan.cases] == [Role.LABELED] * 2
+    assert "which differ in EchoTime; taken to be drawn on series" in plan.notes[0]
+    expected = values(4, 20).astype(int) - 1000
+    for case in plan.cases:
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(case.load().channels[0]), expected)
+    both = {"E2": "EchoTime=20", "E1": "EchoTime=10"}
+    assert [case.role for case in dicom.plan(tmp_path, labels=labels, channels=both).cases] == [Role.LABELED] * 2
+    with pytest.raises(DualCLError, match="EchoTime=10, 2 x MR 'axial"):
+        dicom.plan(tmp_path, labels=labels, channels={"E3": "EchoTime=30"})
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
@@ -352,6 +380,7 @@ def test_labels_that_reach_no_case_count_as_failed(tmp_path: Path, belongs: str,
     assert failed.where.endswith("of patient 2: RTSTRUCT")
     assert failed.reason.startswith(reason)
     assert sum(each.reason.startswith(reason) for each in plan.refused) == 1
+    assert f"{failed.where} lies on no channel: {tmp_path / '2/rs'}" in plan.screen
     assert [case.key["patient_id"] for case in plan.cases] == ["1"]
 
 
