@@ -139,6 +139,8 @@ def plan(
             "--threshold": str(threshold),
             "--require-all-labels": str(require_all_labels),
         },
+        fewer_scans="Where these are further series of one examination, choose one by its description, as in --channel "
+        f"{names[0]}=REGEX; --dry-run lists the descriptions",
         private=True,
     )
 

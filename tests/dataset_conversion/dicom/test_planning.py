@@ -391,3 +391,17 @@ def test_a_label_of_two_objects_of_one_time_counts_as_failed(tmp_path: Path) -> 
     plan = dicom.plan(tmp_path, labels=LABELS)
     assert ["--structure-set REGEX" in each.reason for each in plan.damaged] == [True]
     assert plan.refused == ()
+
+
+def test_patients_with_a_second_series_are_told_how_to_be_validated_on(tmp_path: Path) -> None:
+    for number in (1, 2):
+        ct_with_contours(tmp_path / "dicom" / str(number), patient=str(number))
+        write_series(tmp_path / "dicom" / str(number), series="thin", patient=str(number), pixels=values(4, number))
+    found_by = {"labels": LABELS, "options": Options(processes=1)}
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset001_A", **found_by)
+    (note,) = (note for note in report.warnings() if "val repeats train" in note)
+    assert "2 of 2 labeled patients have unlabeled scans as well" in note
+    assert "--channel CT=REGEX" in note
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset002_B", channels={"CT": "axial"}, **found_by)
+    assert [len(fold["val"]) for fold in report.folds] == [1, 1]
+    assert not any("unlabeled scans" in note for note in report.warnings())
