@@ -204,7 +204,8 @@ def _structures_seen(export: Export) -> str:
         for name in names:
             series[name].add(own)
     return "\n".join(
-        f"  {name!r}: {len(those)} series" + (f", and {lost[name]} x drawn on none that is here" if lost[name] else "")
+        f"  {name!r}: {len(those)} series"
+        + (f", and {lost[name]} x on one that is not here, left out or not to be told" if lost[name] else "")
         for name, those in sorted(series.items())
     )
 

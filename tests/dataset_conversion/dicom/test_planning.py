@@ -336,7 +336,7 @@ def test_without_labels_structures_are_listed_with_their_series(tmp_path: Path) 
     assert str(caught.value).splitlines()[1:] == [
         "  'Leber': 2 series",
         "  'Läsion 1': 2 series",
-        "  'Milz': 1 series, and 1 x drawn on none that is here",
+        "  'Milz': 1 series, and 1 x on one that is not here, left out or not to be told",
     ]
 
 
