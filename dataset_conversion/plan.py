@@ -100,6 +100,7 @@ class Plan:
         about: ``reference``, ``licence``, ``description`` for ``dataset.json``.
         settings: further choices of the user that decide how a case comes out, as option -> text; a resumed conversion
             must make the same.
+        fewer_scans: how to convert fewer scans of a patient, for the note that few are left to validate on, or "".
         private: the source holds identities (DICOM): the report names no file and no identifier.
     """
 
@@ -116,6 +117,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    fewer_scans: str = ""
     private: bool = False
 
     @property

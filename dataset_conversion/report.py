@@ -98,12 +98,26 @@ class ConversionReport:
         elif not self.folds:
             found.append("no labeled case came through, so there is no dataset.json: nnU-Net could not plan from it")
         elif self.folds[0]["val"] == self.folds[0]["train"]:
-            found.append("nobody can be held back for validation, so val repeats train, and its scores mean nothing")
+            found.append(
+                "nobody can be held back for validation, so val repeats train, and its scores mean nothing"
+                + self._never_validated(labeled)
+            )
         elif self.plan.split is None and len(self.folds) < self.options.folds:
             found.append(
                 f"{len(self.folds)} folds instead of {self.options.folds}: there are no more patients to hold back"
+                + self._never_validated(labeled)
             )
         return found
+
+    def _never_validated(self, labeled: list[Record]) -> str:
+        """How many patients have unlabeled scans as well, and how to have them back for validation."""
+        unlabeled = {record.patient for record in self.records if record.role is Role.UNLABELED}
+        patients = {record.patient for record in labeled}
+        both = len(patients & unlabeled)
+        if not both or self.plan.split is not None:
+            return ""
+        text = f". {both} of {len(patients)} labeled patients have unlabeled scans as well, which every fold trains on"
+        return f"{text}. {self.plan.fewer_scans}" if self.plan.fewer_scans else text
 
     def as_json(self) -> dict[str, Any]:
         """Everything but pictures; no time and no place, so that the same input gives the same file."""

@@ -16,6 +16,10 @@ OFF_GRID = 0.2
 _PARALLEL = 1e-3
 """Unit vectors that differ by less point the same way; headers are rounded."""
 _SAME_PLACE_MM = 1e-2
+_TURNED = 0.98
+"""Normals with a smaller cosine between them are of several orientations, not of one that drifts."""
+_FEW_SLICES = 10
+"""Localizers have fewer in each orientation."""
 
 Vector = tuple[float, float, float]
 
@@ -35,7 +39,7 @@ class Slice:
         size_xy: pixels.
         rescale: slope and intercept from stored to real values.
         photometric: MONOCHROME2, or MONOCHROME1, where high values are shown dark.
-        marks: values of the tags by which several volumes in one series differ, in the order of preference.
+        marks: tags by which several volumes in one series differ, such as ``EchoTime=20``, in the order of preference.
     """
 
     path: Path
@@ -94,8 +98,11 @@ def one_of_each(slices: Iterable[Slice]) -> tuple[list[Slice], int]:
     return list(kept.values()), count - len(kept)
 
 
-def volumes(slices: Iterable[Slice]) -> list[list[Slice]]:
-    """Slices of a series by orientation, size and pixel spacing, and by what tells volumes at one place apart."""
+def volumes(slices: Iterable[Slice]) -> list[tuple[tuple[str, ...], list[Slice]]]:
+    """Slices of a series by orientation, size and pixel spacing, and by what tells volumes at one place apart.
+
+    Each with what it differs by from the others, such as ``Plane=axial 512x512`` and ``EchoTime=20``.
+    """
     groups: list[list[Slice]] = []
     for each in slices:
         for group in groups:
@@ -104,7 +111,34 @@ def volumes(slices: Iterable[Slice]) -> list[list[Slice]]:
                 break
         else:
             groups.append([each])
-    return [part for group in groups for part in _split_by_marks(group)]
+    parts: list[tuple[tuple[str, ...], list[Slice]]] = []
+    for group in groups:
+        plane = [_plane(group[0])] if len(groups) > 1 else []
+        parts += [((*plane, *([mark] if mark else [])), part) for mark, part in _split_by_marks(group).items()]
+    return parts
+
+
+def mark_names(marks: Iterable[Iterable[str]]) -> list[str]:
+    """The tags in the marks of volumes, without their values."""
+    return list(dict.fromkeys(mark.split("=")[0] for each in marks for mark in each))
+
+
+def check_no_localizer(slices: Iterable[Slice]) -> None:
+    """Raise a :class:`DualCLError` for a series of several orientations with few slices in each."""
+    normals: list[np.ndarray] = []
+    counts: list[int] = []
+    for each in slices:
+        normal = np.cross(each.along_row, each.along_column)
+        index = next((index for index, other in enumerate(normals) if abs(normal @ other) > _TURNED), len(normals))
+        if index == len(normals):
+            normals.append(normal)
+            counts.append(0)
+        counts[index] += 1
+    if len(counts) > 1 and max(counts) < _FEW_SLICES:
+        raise DualCLError(
+            f"{sum(counts)} slices in {len(counts)} orientations, at most {max(counts)} in each: a localizer (scout), "
+            "which is no volume"
+        )
 
 
 def regular_grid(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
@@ -198,23 +232,28 @@ def _same_plane(first: Slice, second: Slice) -> bool:
     )
 
 
-def _split_by_marks(slices: list[Slice]) -> list[list[Slice]]:
-    """Where slices share positions: the parts by a mark that leaves no shared position within a part.
+def _plane(each: Slice) -> str:
+    across = np.abs(np.cross(each.along_row, each.along_column))
+    return f"Plane={('sagittal', 'coronal', 'axial')[int(np.argmax(across))]} {each.size_xy[0]}x{each.size_xy[1]}"
+
+
+def _split_by_marks(slices: list[Slice]) -> dict[str, list[Slice]]:
+    """Where slices share positions: the parts by a mark that leaves no shared position within a part; else one, "".
 
     The one that gives the fewest parts, all of them regular grids; else the first. A mark that gives parts of one slice
     numbers slices, not volumes.
     """
     if not _share_a_place(slices):
-        return [slices]
-    found: list[list[list[Slice]]] = []
+        return {"": slices}
+    found: list[dict[str, list[Slice]]] = []
     for index in range(len(slices[0].marks)):
         parts: dict[str, list[Slice]] = {}
         for each in slices:
             parts.setdefault(each.marks[index], []).append(each)
         if len(parts) > 1 and all(len(part) > 1 and not _share_a_place(part) for part in parts.values()):
-            found.append([part for _, part in sorted(parts.items())])
-    whole = [parts for parts in found if all(_is_regular(part) for part in parts)]
-    return min(whole, key=len) if whole else found[0] if found else [slices]
+            found.append(dict(sorted(parts.items())))
+    whole = [parts for parts in found if all(_is_regular(part) for part in parts.values())]
+    return min(whole, key=len) if whole else found[0] if found else {"": slices}
 
 
 def _is_regular(slices: list[Slice]) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
+from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, check_one_each, groups, missing
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
@@ -20,8 +21,7 @@ from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCas
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
-_CHANNEL_NAMES = {"CT": "CT", "MR": "MR", "PT": "PET"}
-"""Of a dataset with one modality."""
+_NO_CHANNEL = "drawn on a series that is no channel"
 
 
 def plan(
@@ -41,7 +41,8 @@ def plan(
             match, whatever its case; an empty one stands for the label's name. Numbered from 1 in this order, which
             is also the precedence where structures overlap. None at all: every case is unlabeled.
         channels: name -> regular expression for the modality (one that matches CT, MR or PT whole), or else for any
-            part of the series description, whatever its case. None: each series is a case, if all are of one modality.
+            part of the series description and of what its volumes differ by (``EchoTime=20``), whatever its case.
+            None: each volume is a case, if all are of one modality.
         structure_set: regular expression for any part of the label, name or description of a segmentation object;
             others are passed over. None: all; for each label the newest object that has it.
         threshold: of fractional segments, as a share of their maximum.
@@ -61,28 +62,34 @@ def plan(
             "Name the labels, as in --label NAME=REGEX, or take RTSTRUCT and DICOM-SEG files out of the folder to have "
             f"all series as unlabeled. Structures:\n{_structures_seen(export)}"
         )
-    channel_of = _channels(export, channels)
-    names = tuple(channels or [_CHANNEL_NAMES[export.series[0].modality]])
+    channel_of = channels_of(export, channels)
+    names = tuple(channels or [CHANNEL_NAMES[export.series[0].modality]])
     segmentations = [each for each in export.segmentations if not chosen_objects or chosen_objects.search(each.title)]
     _check_labels(segmentations, patterns, [each.title for each in export.segmentations])
     refused = [Refusal(where, reason) for where, reason in export.refused]
+    damaged = [Refusal(where, reason) for where, reason in export.damaged]
     notes = list(export.notes)
-    owned, unplaced = _owned(segmentations, export, channel_of, refused, notes)
+    owned, unplaced = _owned(segmentations, export, channel_of, notes)
+    for each, why in unplaced.items():
+        asked_for = any(value_of(texts, patterns) for texts in each.structures.values())
+        counts = asked_for and why != _NO_CHANNEL  # which is the user's choice
+        (damaged if counts else refused).append(Refusal(each.where, why))
     cases: list[SourceCase] = []
     incomplete: list[Sequence[str]] = []
-    for group in _groups(export, channel_of, len(names)):
+    for group in groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
-        fault = _fault(group, names, channel_of)
-        if fault is not None:
-            refused.append(Refusal(where, fault))
+        lacking_channels = missing(group, names, channel_of)
+        if lacking_channels is not None:
+            refused.append(Refusal(where, lacking_channels))
             continue
         try:
+            check_one_each(group, names, channel_of)
             sources, lacking, said = _labels(
                 dict(zip(names, group, strict=True)), owned, unplaced, patterns, require_all_labels
             )
         except DualCLError as error:
-            refused.append(Refusal(where, str(error)))
+            damaged.append(Refusal(where, str(error)))
             continue
         incomplete += [lacking] if lacking and not sources else []
         images = dict.fromkeys(each.path for series in group for each in series.slices)
@@ -110,8 +117,9 @@ def plan(
             )
         )
     if not cases:
+        faults = (*damaged, *refused)[:5]
         raise DualCLError(
-            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in refused[:5])
+            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in faults)
         )
     if incomplete and not any(case.role is Role.LABELED for case in cases):
         raise DualCLError(_none_complete(incomplete, unplaced, patterns))
@@ -121,8 +129,8 @@ def plan(
         labels={name: value for value, name in enumerate(labels, 1)},
         cases=tuple(cases),
         refused=tuple(refused),
-        damaged=tuple(Refusal(where, reason) for where, reason in export.damaged),
-        screen=_seen_on_screen(export, segmentations, patterns, cases),
+        damaged=tuple(damaged),
+        screen=_seen_on_screen(export, segmentations, patterns, cases, unplaced),
         notes=tuple(notes),
         settings={
             "--label": repr(dict(labels)),
@@ -131,6 +139,8 @@ def plan(
             "--threshold": str(threshold),
             "--require-all-labels": str(require_all_labels),
         },
+        fewer_scans="Where these are further series of one examination, choose one by its description, as in --channel "
+        f"{names[0]}=REGEX; --dry-run lists the descriptions",
         private=True,
     )
 
@@ -154,8 +164,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=REGEX",
-        help="in order; the regex meets the modality (CT, MR, PT), or else part of the series description; CT gets CT "
-        "normalization; default: each series is a case, if all are of one modality",
+        help="in order; the regex meets the modality (CT, MR, PT), or else part of the series description, or what the "
+        "volumes of a series differ by (EchoTime=20$); CT gets CT normalization; default: each volume is a case, if "
+        "all are of one modality",
     )
     parser.add_argument(
         "--structure-set", metavar="REGEX", help="only segmentation objects with this in their label or description"
@@ -177,48 +188,6 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _channels(export: Export, channels: Mapping[str, str] | None) -> dict[Series, int | None]:
-    """The channel that each series is for; None for one that nobody asked for.
-
-    Raises:
-        DualCLError: no series, several modalities and no channels, or a channel that no series is for.
-    """
-    if not export.series:
-        raise DualCLError(
-            "No CT, MR or PET volume was found. Left out: "
-            + "; ".join(f"{where}: {reason}" for where, reason in export.refused[:5])
-        )
-    if channels is None:
-        if len({series.modality for series in export.series}) > 1:
-            raise DualCLError(
-                f"Series of several kinds: {_seen(export.series)}. Say which are the channels, as in --channel CT=CT "
-                "--channel PET=PT, or --channel T1='t1.*post' by the description."
-            )
-        return dict.fromkeys(export.series, 0)
-    patterns = [regular_expression(text or re.escape(name), ignore_case=True) for name, text in channels.items()]
-    chosen: dict[Series, int | None] = {}
-    kinds = [any(each.fullmatch(modality) for modality in _CHANNEL_NAMES) for each in patterns]
-    for series in export.series:
-        chosen[series] = None
-        for index, (each, by_modality) in enumerate(zip(patterns, kinds, strict=True)):
-            if each.fullmatch(series.modality) if by_modality else each.search(series.description):
-                chosen[series] = index
-                break
-    for index, name in enumerate(channels):
-        mine = [series for series in export.series if chosen[series] == index]
-        if not mine:
-            raise DualCLError(f"No series is for the channel {name}. There are: {_seen(export.series)}.")
-        if len({series.modality for series in mine}) > 1:
-            raise DualCLError(f"The channel {name} would mix modalities: {_seen(mine)}. Narrow its expression.")
-    return chosen
-
-
-def _seen(series: Sequence[Series]) -> str:
-    """Modalities and descriptions; for the screen alone."""
-    counts = Counter(f"{each.modality} {each.description!r}" for each in series)
-    return ", ".join(f"{count} x {name}" for name, count in counts.most_common(15))
-
-
 def _structures_seen(export: Export) -> str:
     """Structures and how many series have each, a line each; for the screen alone."""
     series: dict[str, set[Series]] = {}
@@ -228,14 +197,15 @@ def _structures_seen(export: Export) -> str:
         for name in names:
             series.setdefault(name, set())
         try:
-            own = owner(segmentation, export)
+            own, _ = owner(segmentation, export)
         except DualCLError:
             lost.update(names)
             continue
         for name in names:
             series[name].add(own)
     return "\n".join(
-        f"  {name!r}: {len(those)} series" + (f", and {lost[name]} x drawn on none that is here" if lost[name] else "")
+        f"  {name!r}: {len(those)} series"
+        + (f", and {lost[name]} x on one that is not here, left out or not to be told" if lost[name] else "")
         for name, those in sorted(series.items())
     )
 
@@ -245,6 +215,7 @@ def _seen_on_screen(
     segmentations: Sequence[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     cases: Sequence[SourceCase],
+    unplaced: Iterable[Segmentation],
 ) -> tuple[str, ...]:
     """What the source calls its structures and series, to find synonyms by, and its bad files; for the screen alone."""
     names = list(patterns)
@@ -254,7 +225,8 @@ def _seen_on_screen(
         + (f"label {names[value - 1]}" if (value := value_of(texts, patterns)) else "no label")
         for texts, count in sorted(counts.items())
     ]
-    lines += [f"{series.where}: {series.description!r} in {series.slices[0].path.parent}" for series in export.series]
+    lines += [f"{series.where}: {series.shown} in {series.slices[0].path.parent}" for series in export.series]
+    lines += [f"{each.where} lies on no channel: {each.path}" for each in unplaced]
     lines += [f"damaged file: {path}" for path in export.damaged_files]
     for case in cases:
         cut_off = [path for path in case.files if path in export.cut_off]
@@ -283,7 +255,7 @@ def _check_labels(
 
 
 def _none_complete(
-    incomplete: Sequence[Sequence[str]], unplaced: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]]
+    incomplete: Sequence[Sequence[str]], unplaced: Iterable[Segmentation], patterns: Mapping[str, re.Pattern[str]]
 ) -> str:
     """Why no case has all labels, out of those that each case lacks."""
     counts = Counter(name for lacking in incomplete for name in lacking)
@@ -301,25 +273,22 @@ def _owned(
     segmentations: Sequence[Segmentation],
     export: Export,
     channel_of: Mapping[Series, int | None],
-    refused: list[Refusal],
     notes: list[str],
-) -> tuple[dict[Series, list[Segmentation]], list[Segmentation]]:
-    """Series that are channels -> the segmentations drawn on them; segmentations that are on none of them."""
+) -> tuple[dict[Series, list[Segmentation]], dict[Segmentation, str]]:
+    """Series that are channels -> the segmentations drawn on them; segmentations that are on none of them -> why."""
     owned: dict[Series, list[Segmentation]] = {}
-    unplaced = []
+    unplaced: dict[Segmentation, str] = {}
     for segmentation in segmentations:
         try:
-            series = owner(segmentation, export)
+            series, doubt = owner(segmentation, export, channel_of)
         except DualCLError as error:
-            refused.append(Refusal(segmentation.where, str(error)))
-            unplaced.append(segmentation)
+            unplaced[segmentation] = str(error)
             continue
         if channel_of[series] is None:
-            refused.append(Refusal(segmentation.where, "drawn on a series that is no channel"))
-            unplaced.append(segmentation)
+            unplaced[segmentation] = _NO_CHANNEL
             continue
-        if series.uid not in segmentation.series:
-            notes.append(f"{segmentation.where} names no series that is here; taken to be drawn on {series.where}")
+        if doubt:
+            notes.append(f"{segmentation.where} {doubt}; taken to be drawn on {series.where}")
         owned.setdefault(series, []).append(segmentation)
     idle = sum(channel is None for channel in channel_of.values())
     if idle:
@@ -327,33 +296,10 @@ def _owned(
     return owned, unplaced
 
 
-def _groups(export: Export, channel_of: Mapping[Series, int | None], num_channels: int) -> list[list[Series]]:
-    """Series that make up one case: each for itself, or with several channels all of one study and frame."""
-    wanted = [series for series in export.series if channel_of[series] is not None]
-    if num_channels == 1:
-        return [[series] for series in wanted]
-    groups: dict[tuple[str, str, str], list[Series]] = {}
-    for series in wanted:
-        groups.setdefault((series.patient, series.study, series.frame_of_reference), []).append(series)
-    return list(groups.values())
-
-
-def _fault(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
-    """Why these series make no case."""
-    counts = Counter(channel_of[series] for series in group)
-    missing = [name for index, name in enumerate(names) if not counts[index]]
-    if missing:
-        return f"no series for the channel {', '.join(missing)} in the same study and frame of reference"
-    several = [name for index, name in enumerate(names) if counts[index] > 1]
-    if several:
-        return f"several series for the channel {', '.join(several)}; narrow its expression"
-    return None
-
-
 def _labels(
     group: Mapping[str, Series],
     owned: Mapping[Series, list[Segmentation]],
-    unplaced: Sequence[Segmentation],
+    unplaced: Iterable[Segmentation],
     patterns: Mapping[str, re.Pattern[str]],
     require_all: bool,
 ) -> tuple[tuple[Source, ...], Sequence[str], list[str]]:

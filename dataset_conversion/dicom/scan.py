@@ -9,7 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice, one_of_each, regular_grid, volumes
+from nnunet_dualcl.dataset_conversion.dicom.grid import (
+    Grid,
+    Slice,
+    check_no_localizer,
+    mark_names,
+    one_of_each,
+    regular_grid,
+    volumes,
+)
 from nnunet_dualcl.dataset_conversion.dicom.header import (
     class_name,
     kind,
@@ -45,6 +53,7 @@ class Series:
         patient, study, uid, frame_of_reference: identifiers of the source; they never reach the output.
         modality: CT, MR or PT.
         description: of the series; free text, so it never reaches the output either.
+        marks: what this volume differs by from the others of its series, such as ``EchoTime=20``; nor do their values.
         slices: by position along the normal.
         grid: that they form.
         where: what a report may call it.
@@ -60,7 +69,13 @@ class Series:
     slices: tuple[Slice, ...]
     grid: Grid
     where: str
+    marks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """Description and marks; for the screen alone."""
+        return " ".join([repr(self.description), *self.marks])
 
 
 @dataclass
@@ -191,13 +206,20 @@ def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> N
 
 def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str, slices: list[Slice]) -> None:
     kept, repeated = one_of_each(slices)
-    parts = volumes(kept)
     kind_of_scan = modality(header)
-    for number, part in enumerate(parts, 1):
+    try:
+        check_no_localizer(kept)
+    except DualCLError as error:
+        export.refused.append((f"{where}: {kind_of_scan}", str(error)))
+        export.refused_series.add(uid)
+        return
+    parts = volumes(kept)
+    differences = ", ".join(mark_names(marks for marks, _ in parts))
+    for number, (marks, part) in enumerate(parts, 1):
         place = f"{where}: {kind_of_scan}, {len(part)} slices" + (f", part {number}" if len(parts) > 1 else "")
         notes = [f"{repeated} slices were there twice (same instance); one of each was taken"] if repeated else []
         if len(parts) > 1:
-            notes.append(f"its series holds {len(parts)} volumes (orientations, phases, echoes); this is one of them")
+            notes.append(f"its series holds {len(parts)} volumes, which differ in {differences}; this is one of them")
         try:
             ordered, grid = regular_grid(part)
         except DualCLError as error:
@@ -215,6 +237,7 @@ def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str
                 slices=tuple(ordered),
                 grid=grid,
                 where=place,
+                marks=marks,
                 notes=tuple(notes),
             )
         )

@@ -63,10 +63,6 @@ def read_segmentation(path: Path, header: Any, patient: str, where: str) -> Segm
     if not structures:
         raise DualCLError("no structure")
     references = header.get("ReferencedFrameOfReferenceSequence") or []
-    series = list(header.get("ReferencedSeriesSequence") or [])
-    for reference in references:
-        for study in reference.get("RTReferencedStudySequence") or []:
-            series += study.get("RTReferencedSeriesSequence") or []
     frames = {text(item, "FrameOfReferenceUID") for item in (header, *references)}
     prefix = "StructureSet" if kind == "RTSTRUCT" else "Content"
     titles = ("StructureSetLabel", "StructureSetName", "ContentLabel", "SeriesDescription")
@@ -75,10 +71,19 @@ def read_segmentation(path: Path, header: Any, patient: str, where: str) -> Segm
         kind=kind,
         patient=patient,
         study=text(header, "StudyInstanceUID"),
-        series=frozenset(text(item, "SeriesInstanceUID") for item in series) - {""},
+        series=frozenset(text(item, "SeriesInstanceUID") for item in referenced_series(header)) - {""},
         frames_of_reference=frozenset(frames - {""}),
         structures=structures,
         title="\n".join(text(header, name) for name in titles),
         when=text(header, f"{prefix}Date") + text(header, f"{prefix}Time"),
         where=where,
     )
+
+
+def referenced_series(header: Any) -> list[Any]:
+    """Items on the series that a segmentation names: of a SEG, and of an RTSTRUCT."""
+    series = list(header.get("ReferencedSeriesSequence") or [])
+    for reference in header.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in reference.get("RTReferencedStudySequence") or []:
+            series += study.get("RTReferencedSeriesSequence") or []
+    return series

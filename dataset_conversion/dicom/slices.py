@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _FRAME_MARKS = (
     ("FrameContentSequence", "FrameAcquisitionNumber"),
 )
 """What ``MARKS`` are for frames of one file: functional group and tag."""
+_WHOLE = re.compile(r"\.0*$")
+"""What 20.0 has more than 20."""
 
 
 def slices_of(path: Path, header: Any, multi_frame: bool) -> Iterator[Slice]:
@@ -52,7 +55,8 @@ def _slice(path: Path, header: Any, frame: int | None, groups: tuple[Any, ...]) 
         raise DualCLError("its header states a pixel spacing of 0")
     along_row, along_column = plane_axes(orientation)
     slope, intercept = (tag("PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept"))
-    frame_marks = [tag(sequence, name) for sequence, name in _FRAME_MARKS]
+    marks = [(name, str(tag(sequence, name))) for sequence, name in _FRAME_MARKS]
+    marks += [(name, text(header, name)) for name in MARKS]
     return Slice(
         path=path,
         frame=frame,
@@ -64,5 +68,5 @@ def _slice(path: Path, header: Any, frame: int | None, groups: tuple[Any, ...]) 
         size_xy=(int(header.Columns), int(header.Rows)),
         rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
         photometric=text(header, "PhotometricInterpretation"),
-        marks=tuple(str(mark) for mark in (*frame_marks, *(text(header, name) for name in MARKS))),
+        marks=tuple(name + "=" + _WHOLE.sub("", value) for name, value in marks),
     )

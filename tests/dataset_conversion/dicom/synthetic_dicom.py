@@ -106,17 +106,27 @@ def write_series(
     return paths
 
 
+def as_other_instances(paths: Sequence[Path], name: str) -> list[Path]:
+    """Give files of one series instance UIDs of their own, since those follow from series and file name."""
+    for path in paths:
+        item = pydicom.dcmread(path)
+        item.SOPInstanceUID = uid(item.SOPInstanceUID, name)
+        save(item, path.parent, path.name)
+    return list(paths)
+
+
 def write_rtstruct(
     path: Path,
     rois: dict[str, list[list[list[float]]]],
     *,
     refers_to: Path | None = None,
+    drawn_on: Sequence[Path] = (),
     when: str = "20000101",
     kind: str = "CLOSED_PLANAR",
     title: str = "plan",
     **belongs_to: str,
 ) -> Path:
-    """ROI name -> contours -> points in voxel indices (x, y, z)."""
+    """ROI name -> contours -> points in voxel indices (x, y, z); each contour names its slice of ``drawn_on``."""
     item = base("1.2.840.10008.5.1.4.1.1.481.3", path.name, **belongs_to)
     item.Modality, item.StructureSetLabel = "RTSTRUCT", title
     item.StructureSetDate, item.StructureSetTime = when, "120000"
@@ -127,7 +137,7 @@ def write_rtstruct(
         names.append(roi)
         filled = Dataset()
         filled.ReferencedROINumber = number
-        filled.ContourSequence = Items([_contour(points, kind) for points in polygons])
+        filled.ContourSequence = Items([_contour(points, kind, drawn_on) for points in polygons])
         contours.append(filled)
     item.StructureSetROISequence, item.ROIContourSequence = Items(names), Items(contours)
     if refers_to is not None:
@@ -146,12 +156,22 @@ def box(low: tuple[float, float], high: tuple[float, float], z: float) -> list[l
     return [[low[0], low[1], z], [high[0], low[1], z], [high[0], high[1], z], [low[0], high[1], z]]
 
 
-def _contour(points: list[list[float]], kind: str) -> Dataset:
+def _contour(points: list[list[float]], kind: str, drawn_on: Sequence[Path]) -> Dataset:
     contour = Dataset()
     contour.ContourGeometricType = kind
     contour.NumberOfContourPoints = len(points)
     contour.ContourData = [f"{number:.6f}".rstrip("0").rstrip(".") for point in points for number in at(*point)]
+    if drawn_on:
+        contour.ContourImageSequence = Items([image_item(drawn_on[int(points[0][2])])])
     return contour
+
+
+def image_item(path: Path) -> Dataset:
+    """A reference to an image."""
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
 
 
 def write_seg(

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_dualcl.dataset_conversion.dicom.grid import Slice, one_of_each, plane_axes, regular_grid, volumes
+from nnunet_dualcl.dataset_conversion.dicom.grid import (
+    Slice,
+    check_no_localizer,
+    one_of_each,
+    plane_axes,
+    regular_grid,
+    volumes,
+)
 from nnunet_dualcl.errors import DualCLError
 
 ROW, COLUMN, NORMAL = (0.8, 0.0, -0.6), (0.0, 1.0, 0.0), (0.6, 0.0, 0.8)
@@ -88,10 +95,13 @@ def test_the_same_instance_twice_is_taken_once() -> None:
 
 def test_orientations_and_phases_are_volumes_of_their_own() -> None:
     turned = [replace(each, along_column=NORMAL, along_row=ROW) for each in slices(0, 3)]
-    phases = slices(0, 3, 6, marks=("", "phase 1")) + slices(0, 3, 6, marks=("", "phase 2"))
+    phases = slices(0, 3, 6, marks=("", "phase=1")) + slices(0, 3, 6, marks=("", "phase=2"))
     parts = volumes([*phases[::2], *turned, *phases[1::2]])
-    assert sorted(len(part) for part in parts) == [2, 3, 3]
-    assert all(len({each.marks for each in part}) == 1 for part in parts)
+    axial = "Plane=axial 7x5"
+    assert [(marks, len(part)) for marks, part in parts] == [
+        ((axial, "phase=1"), 3), ((axial, "phase=2"), 3), (("Plane=coronal 7x5",), 2),
+    ]  # fmt: skip
+    assert all(len({each.marks for each in part}) == 1 for _, part in parts)
 
 
 def test_marks_that_number_slices_do_not_split() -> None:
@@ -101,3 +111,13 @@ def test_marks_that_number_slices_do_not_split() -> None:
 
 def test_marks_do_not_split_what_lies_apart() -> None:
     assert len(volumes(slices(0, 3, marks=("a",)) + slices(6, 9, marks=("b",)))) == 1
+
+
+def test_few_slices_in_each_of_several_orientations_are_a_localizer() -> None:
+    turned = [replace(each, along_column=NORMAL) for each in slices(0, 3)]
+    with pytest.raises(DualCLError, match=r"^5 slices in 2 orientations, at most 3 in each: a localizer"):
+        check_no_localizer([*slices(0, 3, 6), *turned])
+    check_no_localizer([*slices(*range(10)), *turned])
+    check_no_localizer(slices(0, 3))
+    drifting = [replace(each, along_column=(0.1 * 0.6, 0.995, 0.1 * 0.8)) for each in slices(0, 3)]
+    check_no_localizer([*slices(6, 9), *drifting])

@@ -16,6 +16,7 @@ from synthetic_dicom import (
     NAME,
     PATIENT,
     SPACING_YX,
+    as_other_instances,
     box,
     values,
     write_rtstruct,
@@ -190,6 +191,33 @@ def test_two_series_for_one_channel_of_several(tmp_path: Path) -> None:
         dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT", "T1": "^t1"})
 
 
+def test_a_volume_of_a_series_is_chosen_by_what_it_differs_by(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        for echo in (10, 20):
+            tags = {"EchoTime": echo}
+            folder = tmp_path / f"{patient} {echo}"
+            images = write_series(folder, "MR", tags=tags, pixels=values(4, echo), patient=patient)
+            as_other_instances(images, str(echo))
+        write_rtstruct(tmp_path / patient, {"Leber": organ(1)}, refers_to=images[0], patient=patient)
+    labels = {"liver": "leber"}
+    plan = dicom.plan(tmp_path, labels=labels)
+    assert [each.reason.split(";")[0] for each in plan.damaged] == [
+        "names a series of 2 volumes, which differ in EchoTime"
+    ] * 2
+    parts = [line.partition(" part 2: 'axial")[2] for line in plan.screen if " part 2: 'axial" in line]
+    assert [" EchoTime=20 in " in line for line in parts] == [True, True]
+    plan = dicom.plan(tmp_path, labels=labels, channels={"E2": "^axial.*EchoTime=20$"})
+    assert [case.role for case in plan.cases] == [Role.LABELED] * 2
+    assert "which differ in EchoTime; taken to be drawn on series" in plan.notes[0]
+    expected = values(4, 20).astype(int) - 1000
+    for case in plan.cases:
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(case.load().channels[0]), expected)
+    both = {"E2": "EchoTime=20", "E1": "EchoTime=10"}
+    assert [case.role for case in dicom.plan(tmp_path, labels=labels, channels=both).cases] == [Role.LABELED] * 2
+    with pytest.raises(DualCLError, match="EchoTime=10, 2 x MR 'axial"):
+        dicom.plan(tmp_path, labels=labels, channels={"E3": "EchoTime=30"})
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
@@ -278,7 +306,7 @@ def test_a_label_that_lies_on_a_series_without_a_case_is_not_taken_as_absent(tmp
     write_rtstruct(tmp_path / "1/rs2", {"Läsion": organ(1)}, refers_to=images[0], patient="1")
     plan = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT"})
     assert [case.key["patient_id"] for case in plan.cases] == ["2"]
-    reasons = [each.reason for each in plan.refused if each.reason.startswith("lacks tumor, and series")]
+    reasons = [each.reason for each in plan.damaged if each.reason.startswith("lacks tumor, and series")]
     assert ["RTSTRUCT has some of it, but is drawn on none of its series" in reason for reason in reasons] == [True]
     lenient = dicom.plan(tmp_path, labels={"liver": "leber"}, channels={"CT": "CT"})
     assert [case.key["patient_id"] for case in lenient.cases] == ["1", "2"]
@@ -308,7 +336,7 @@ def test_without_labels_structures_are_listed_with_their_series(tmp_path: Path) 
     assert str(caught.value).splitlines()[1:] == [
         "  'Leber': 2 series",
         "  'Läsion 1': 2 series",
-        "  'Milz': 1 series, and 1 x drawn on none that is here",
+        "  'Milz': 1 series, and 1 x on one that is not here, left out or not to be told",
     ]
 
 
@@ -331,3 +359,49 @@ def test_labels_that_no_series_has_together_are_said_to_be_so(tmp_path: Path) ->
         "--require-all-labels leaves no labeled case: it made 3 case(s) unlabeled. Not drawn there: liver in 1, tumor "
         "in 2; liver drawn on series that are no channel or left out. Without"
     )
+
+
+@pytest.mark.parametrize(
+    ("belongs", "reason"),
+    [("missing", "its series is not among the files"), ("left out", "belongs to a series that was left out")],
+)
+def test_labels_that_reach_no_case_count_as_failed(tmp_path: Path, belongs: str, reason: str) -> None:
+    """Their patient would silently be lost; structures that nobody asked for, and chosen channels, are no failure."""
+    ct_with_contours(tmp_path / "1", patient="1")
+    heights = (0, 1, 2, 4) if belongs == "left out" else (0, 1, 2, 3)
+    lost = write_series(tmp_path / "2", patient="2", heights=heights)
+    write_rtstruct(tmp_path / "2/rs", {"Leber": organ(1)}, refers_to=lost[0], patient="2")
+    write_rtstruct(tmp_path / "2/rs2", {"Herz": organ(1)}, refers_to=lost[0], patient="2")
+    if belongs == "missing":
+        for path in lost:
+            path.unlink()
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    (failed,) = plan.damaged
+    assert failed.where.endswith("of patient 2: RTSTRUCT")
+    assert failed.reason.startswith(reason)
+    assert sum(each.reason.startswith(reason) for each in plan.refused) == 1
+    assert f"{failed.where} lies on no channel: {tmp_path / '2/rs'}" in plan.screen
+    assert [case.key["patient_id"] for case in plan.cases] == ["1"]
+
+
+def test_a_label_of_two_objects_of_one_time_counts_as_failed(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        images = ct_with_contours(tmp_path / patient, patient=patient)
+    write_rtstruct(tmp_path / "rs2", {"Leber": organ(1)}, refers_to=images[0], patient="2")
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    assert ["--structure-set REGEX" in each.reason for each in plan.damaged] == [True]
+    assert plan.refused == ()
+
+
+def test_patients_with_a_second_series_are_told_how_to_be_validated_on(tmp_path: Path) -> None:
+    for number in (1, 2):
+        ct_with_contours(tmp_path / "dicom" / str(number), patient=str(number))
+        write_series(tmp_path / "dicom" / str(number), series="thin", patient=str(number), pixels=values(4, number))
+    found_by = {"labels": LABELS, "options": Options(processes=1)}
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset001_A", **found_by)
+    (note,) = (note for note in report.warnings() if "val repeats train" in note)
+    assert "2 of 2 labeled patients have unlabeled scans as well" in note
+    assert "--channel CT=REGEX" in note
+    report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset002_B", channels={"CT": "axial"}, **found_by)
+    assert [len(fold["val"]) for fold in report.folds] == [1, 1]
+    assert not any("unlabeled scans" in note for note in report.warnings())

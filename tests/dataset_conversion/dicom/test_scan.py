@@ -8,7 +8,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from synthetic_dicom import COLUMN, ROW, at, base, save, uid, write_rtstruct, write_series
+from synthetic_dicom import COLUMN, ROW, as_other_instances, at, base, save, write_rtstruct, write_series
 
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
 from nnunet_dualcl.errors import DualCLError
@@ -89,22 +89,28 @@ def test_what_is_no_volume_is_named_and_the_rest_goes_on(tmp_path: Path, options
 
 
 def test_orientations_in_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
-    write_series(tmp_path / "a", heights=(0, 1, 2))
-    for path in write_series(tmp_path / "b", heights=(0, 1), orientation=TURNED):
-        item = pydicom.dcmread(path)
-        item.SOPInstanceUID = uid("turned", path)
-        save(item, path.parent, path.name)
+    write_series(tmp_path / "a", heights=range(10))
+    as_other_instances(write_series(tmp_path / "b", heights=(0, 1), orientation=TURNED), "turned")
     export = scan(tmp_path)
-    assert [len(each.slices) for each in export.series] == [3, 2]
+    assert sorted(len(each.slices) for each in export.series) == [2, 10]
     assert all("2 volumes" in each.notes[0] for each in export.series)
+
+
+def test_a_localizer_that_does_not_say_so(tmp_path: Path) -> None:
+    write_series(tmp_path, "MR", series="t1", heights=(0, 1, 2))
+    write_series(tmp_path / "a", "MR", series="survey", heights=(0, 1, 2))
+    as_other_instances(write_series(tmp_path / "b", "MR", series="survey", heights=(0, 1), orientation=TURNED), "b")
+    export = scan(tmp_path)
+    assert [each.description.split()[0] for each in export.series] == ["t1"]
+    ((where, reason),) = export.refused
+    assert where.endswith("of patient 1: MR")
+    assert reason.startswith("5 slices in 2 orientations, at most 3 in each: a localizer")
 
 
 def test_phases_in_one_series_are_told_apart_by_their_tag(tmp_path: Path) -> None:
     for phase in (1, 2):
-        for path in write_series(tmp_path / str(phase), tags={"TemporalPositionIdentifier": phase}):
-            item = pydicom.dcmread(path)
-            item.SOPInstanceUID = uid(phase, path)
-            save(item, path.parent, path.name)
+        paths = write_series(tmp_path / str(phase), tags={"TemporalPositionIdentifier": phase})
+        as_other_instances(paths, str(phase))
     assert [len(each.slices) for each in scan(tmp_path).series] == [4, 4]
 
 
