@@ -103,7 +103,8 @@ def test_branch_b_starts_as_nnunet_starts_a_network(architecture: Any, residual:
 def test_a_recomputed_decoder_drops_out_the_same_features(architecture: Any) -> None:
     network, _ = build(architecture, 2, False, dropout=True)
     gradients = []
-    for network.decoder_checkpointing in (False, True):
+    for checkpointing in (False, True):
+        network.decoder_checkpointing = checkpointing
         network.zero_grad()
         torch.manual_seed(5)
         output = network.train()(patch(2))
