@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from nnunet_dualcl.data.paired_loader import augment
+from nnunet_dualcl.data.paired_loader import PairedLoader, augment
 from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
@@ -66,6 +67,12 @@ def test_unlabeled_patches_are_augmented_and_placed_uniformly(
 def test_one_view_where_nobody_needs_two(toy: Any, configure: Any) -> None:
     batch = next(start(toy, configure, "3d_fullres", teacher_view="same").dataloader_train.data_loader)
     assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_keys"}
+
+
+def test_both_halves_know_their_worker() -> None:
+    labeled, unlabeled = (SlimDataLoaderBase(None, 2) for _ in range(2))
+    PairedLoader(labeled, unlabeled).set_thread_id(3)
+    assert (labeled.thread_id, unlabeled.thread_id) == (3, 3)
 
 
 def test_workers_draw_different_patches(toy: Any, configure: Any) -> None:

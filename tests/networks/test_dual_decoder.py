@@ -8,17 +8,23 @@ import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput
+from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput, build_other_encoder
+from nnunet_dualcl.networks.interpolating_decoder import InterpolatingUpsample
 
 CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
 SHAPE = {2: (12, 16), 3: (6, 12, 16)}
 
 
-def build(architecture: Any, dimension: int, residual: bool, *, deep_supervision: bool = True) -> tuple[nn.Module, Any]:
+def build(
+    architecture: Any, dimension: int, residual: bool, *, deep_supervision: bool = True, dropout: bool = False
+) -> tuple[nn.Module, Any]:
     torch.manual_seed(3)
     plan = architecture(dimension, residual=residual)
+    if dropout:
+        plan["arch_kwargs"].update(dropout_op=f"torch.nn.Dropout{dimension}d", dropout_op_kwargs={"p": 0.5})
     unet = get_network_from_plans(
         plan["network_class_name"], plan["arch_kwargs"], plan["_kw_requires_import"], 2, 3,
         allow_init=True, deep_supervision=deep_supervision,
@@ -79,6 +85,50 @@ def test_decoder_b_stores_no_encoder_and_upsamples_otherwise(architecture: Any) 
     assert not any(isinstance(module, nn.ConvTranspose3d) for module in network.decoder_b.modules())
     shared = {id(p) for p in network.decoder.parameters()} & {id(p) for p in network.decoder_b.parameters()}
     assert not shared
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_branch_b_starts_as_nnunet_starts_a_network(architecture: Any, residual: bool) -> None:
+    stock = build(architecture, 3, residual)[1]
+    network = DualDecoderUNet(stock, second_encoder=build_other_encoder(stock.encoder))
+    convolutions = [module for part in network.parts_b() for module in part.modules() if isinstance(module, nn.Conv3d)]
+    for convolution in convolutions:
+        assert convolution.bias is None or not convolution.bias.any()
+        he = (2 / convolution.weight[0].numel()) ** 0.5
+        assert 0.6 < convolution.weight.square().mean().sqrt() / he < 1.4
+    for ours, theirs in zip(network.decoder_b.stages.parameters(), network.decoder.stages.parameters(), strict=True):
+        assert ours.ndim == 1 or not torch.equal(ours, theirs)
+
+
+def test_a_recomputed_decoder_drops_out_the_same_features(architecture: Any) -> None:
+    network, _ = build(architecture, 2, False, dropout=True)
+    gradients = []
+    for checkpointing in (False, True):
+        network.decoder_checkpointing = checkpointing
+        network.zero_grad()
+        torch.manual_seed(5)
+        output = network.train()(patch(2))
+        torch.stack([(a * b).sum() for a, b in zip(output.logits_a, output.logits_b, strict=True)]).sum().backward()
+        gradients.append([weight.grad.clone() for weight in network.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("two_encoders", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_size_of_feature_maps_is_what_the_convolutions_put_out(
+    architecture: Any, residual: bool, two_encoders: bool
+) -> None:
+    unet = build(architecture, 3, residual)[1]
+    network = DualDecoderUNet(unet, second_encoder=build_other_encoder(unet.encoder) if two_encoders else None)
+    # interpolation counts as the transposed convolution in whose place it stands, after its own convolution
+    upsamples = [module for module in network.modules() if isinstance(module, InterpolatingUpsample)]
+    mixing = [upsample.conv for upsample in upsamples]
+    convolutions = [module for module in network.modules() if isinstance(module, _ConvNd) and module not in mixing]
+    sizes: list[int] = []
+    for module in (*convolutions, *upsamples):
+        module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+    network.train()(patch(3, batch=1))
+    assert network.compute_conv_feature_map_size(SHAPE[3]) == sum(sizes)
 
 
 @pytest.mark.parametrize("deep_supervision", [True, False])

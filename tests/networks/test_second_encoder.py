@@ -16,8 +16,9 @@ CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, T
 SHAPE = {2: (12, 16), 3: (6, 12, 16)}
 
 
-def unet(architecture: Any, dimension: int, residual: bool) -> Any:
+def unet(architecture: Any, dimension: int, residual: bool, **options: Any) -> Any:
     plan = architecture(dimension, residual=residual)
+    plan["arch_kwargs"].update(options)
     return get_network_from_plans(
         plan["network_class_name"], plan["arch_kwargs"], plan["_kw_requires_import"], 2, 3,
         allow_init=True, deep_supervision=True,
@@ -31,6 +32,20 @@ def test_the_other_family_gives_skips_of_the_same_shapes(architecture: Any, dime
     assert isinstance(other, PlainConvEncoder if residual else ResidualEncoder)
     x = torch.randn(2, 2, *SHAPE[dimension])
     assert [skip.shape for skip in other(x)] == [skip.shape for skip in encoder(x)]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_dropout_norm_and_nonlinearity_are_those_of_the_plans(architecture: Any, residual: bool) -> None:
+    options = {
+        "dropout_op": "torch.nn.Dropout2d",
+        "dropout_op_kwargs": {"p": 0.125},
+        "norm_op_kwargs": {"eps": 3e-4, "affine": True},
+        "nonlin_kwargs": {"negative_slope": 0.25},
+    }
+    modules = list(build_other_encoder(unet(architecture, 2, residual, **options).encoder).modules())
+    assert {module.p for module in modules if isinstance(module, nn.Dropout2d)} == {0.125}
+    assert {module.eps for module in modules if isinstance(module, nn.InstanceNorm2d)} == {3e-4}
+    assert {module.negative_slope for module in modules if isinstance(module, nn.LeakyReLU)} == {0.25}
 
 
 @pytest.mark.parametrize(("dimension", "residual"), CASES)

@@ -324,6 +324,23 @@ def test_workers_end_with_the_training(toy: Any, configure: Any, monkeypatch: An
     assert multiprocessing.active_children() == []
 
 
+def test_workers_of_training_and_validation_draw_from_seeds_of_their_own(
+    toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[int]] = []
+
+    def start(*, seeds: list[int], **_: Any) -> Any:
+        started.append(seeds)
+        return iter([None])
+
+    monkeypatch.setattr("nnunet_dualcl.data.paired_loader.NonDetMultiThreadedAugmenter", start)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    configure(**SHORT)
+    toy.trainer(DualCLTrainer).on_train_start()
+    training, validation = started
+    assert len({*training, *validation}) == len(training) + len(validation) >= 2
+
+
 def test_the_objective_lies_where_the_network_does(toy: Any, configure: Any) -> None:
     configure(**SHORT)
     trainer = toy.trainer(DualCLTrainer)

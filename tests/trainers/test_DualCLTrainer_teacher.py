@@ -111,6 +111,21 @@ def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: 
     assert taught.reliable[everywhere_pasted].all()
 
 
+def test_steps_and_ranks_paste_at_places_of_their_own(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    trainer = start(toy)
+    seen = Seen(trainer)
+    batch = next(trainer.dataloader_train)
+    for rank, iteration in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        trainer.local_rank, trainer._iteration = rank, iteration
+        trainer.train_step(batch)
+    first, again, next_step, other_rank = seen.network
+    assert torch.equal(first, again)
+    for other in (next_step, other_rank):
+        assert torch.equal(first[:LABELED], other[:LABELED])
+        assert not torch.equal(first, other)
+
+
 def test_the_network_sees_other_intensities_than_the_teacher(toy: Any, configure: Any) -> None:
     configure(**SHORT, mixing="none")
     trainer = start(toy)

@@ -17,9 +17,10 @@ from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.losses import shared_between_ranks
 from nnunet_dualcl.losses._numerics import masked_mean
 from nnunet_dualcl.losses._ranks import gathered
-from nnunet_dualcl.networks import PREFIX_B
+from nnunet_dualcl.networks import PREFIX_B, DualOutput
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.training import objective
+from nnunet_dualcl.training.problems import Problems
 
 RANKS, STEPS = 2, 5
 COMMON = {
@@ -87,6 +88,7 @@ def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
             root / f"{form}_{rank}.pt",
         )
     torch.save(statistics(rank), root / f"statistics_{rank}.pt")
+    torch.save(step_of_the_loss([rank], distributed=True), root / f"loss_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -99,6 +101,39 @@ def statistics(rank: int) -> dict[str, torch.Tensor]:
         sample = gathered(torch.full((2 + rank,), float(rank)), length=3, fill=-1)
     mean.backward()
     return {"mean": mean.detach(), "gradient": values.grad, "sample": sample}
+
+
+class CrossEntropy(torch.nn.Module):
+    """Stands for nnU-Net's loss."""
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output, target[:, 0])
+
+
+def step_of_the_loss(ranks: list[int], *, distributed: bool) -> dict[str, Any]:
+    """On a labeled and an unlabeled patch of each rank. Rank 0 by itself would have A win, both together have B win;
+    the classes are so many that one process alone computes the Dice a second time."""
+    classes, shape = 5, (4, 5, 6)
+    truth, labeled, unlabeled = [], [], []
+    for rank in ranks:
+        generator = torch.Generator().manual_seed(rank)
+        truth.append(torch.randint(classes, (1, 1, *shape), generator=generator))
+        logits = torch.randn(2, 2, classes, *shape, generator=generator)  # of A and B
+        logits[rank, 0] += (1 + 3 * rank) * torch.eye(classes)[truth[-1][0, 0]].movedim(-1, 0)
+        labeled.append(logits[:, :1])
+        unlabeled.append(logits[:, 1:])
+    a, b = (part.clone().requires_grad_() for part in torch.cat(labeled + unlabeled, 1))
+    features = torch.ones(len(a), 3, *shape)
+    config = DualCLConfig.paper(pseudo_label_loss="dice_ce", rampup_fraction=0.0)
+    loss = objective.SemiSupervisedLoss(
+        CrossEntropy(), config, problems=Problems(classes), total_steps=1, batch_dice=True, distributed=distributed
+    )
+    dices: list[torch.nn.Module] = []  # begun: a second computation ends where it has what it needs
+    loss.dice.register_forward_pre_hook(lambda dice, _: dices.append(dice))
+    loss(DualOutput(a, b, features, features), torch.cat(truth)).backward()
+    assert loss.last_values is not None
+    winner_is_a = loss.last_values[(objective.TERMS + objective.OBSERVATIONS).index("winner_is_a")]
+    return {"winner_is_a": bool(winner_is_a), "dices": len(dices), "gradients": [a.grad, b.grad]}
 
 
 def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -153,3 +188,12 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
     assert torch.equal(unequal[0]["gradient"], torch.full((4,), 0.4))  # the mean over ranks is 1 / 5
     for rank in unequal:
         assert rank["sample"].tolist() == [0, 0, -1, 1, 1, 1]
+    together = step_of_the_loss(list(range(RANKS)), distributed=False)
+    assert not together["winner_is_a"]
+    for rank in range(RANKS):
+        assert step_of_the_loss([rank], distributed=False)["winner_is_a"] == (rank == 0)
+        found = torch.load(toy.root / f"loss_{rank}.pt")
+        assert not found["winner_is_a"]
+        assert found["dices"] == 1  # a second one would wait for the other rank once more
+        for gradient, expected in zip(found["gradients"], together["gradients"], strict=True):
+            torch.testing.assert_close(gradient / RANKS, expected[rank::RANKS], rtol=1e-4, atol=1e-7)

@@ -198,6 +198,37 @@ def test_memory_options_take_the_same_step(toy: Any, configure: Any, kind: str, 
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_a_gradient_scaler_leaves_the_step_of_low_memory_as_it_is(toy: Any, configure: Any) -> None:
+    results = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        for low_memory in (False, True):
+            configure(**SHORT, **FULL, low_memory=low_memory)
+            trainer = start(toy)
+            trainer.grad_scaler = scaler
+            torch.manual_seed(1)
+            trainer.train_step(next(trainer.dataloader_train))
+            results.append(weights(trainer.dual_network))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_decoder_checkpointing_runs_each_decoder_twice(toy: Any, configure: Any) -> None:
+    runs = []
+    for enabled in (False, True):
+        configure(**SHORT, decoder_checkpointing=enabled)
+        trainer = toy.trainer(DualCLTrainer)
+        trainer.initialize()
+        network = trainer.dual_network.train()
+        started: list[torch.nn.Module] = []
+        for decoder in (network.decoder, network.decoder_b):
+            decoder.register_forward_pre_hook(lambda decoder, _, started=started: started.append(decoder))
+        output = network(torch.zeros(1, 2, 6, 12, 16))
+        (output.features_a.sum() + output.features_b.sum()).backward()
+        runs.append([started.count(decoder) for decoder in (network.decoder, network.decoder_b)])
+    assert runs == [[1, 1], [2, 2]]
+
+
 def test_low_memory_runs_one_half_at_a_time(toy: Any, configure: Any) -> None:
     configure(**SHORT, low_memory=True)
     trainer = start(toy)

@@ -329,6 +329,34 @@ def test_dice_and_cross_entropy_are_nnunets_own() -> None:
     assert seen_by(loss)["pseudo_label"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_dice_pools_patches_as_the_plans_say(batch_dice: bool) -> None:
+    output, target = leaves()
+    config = DualCLConfig(verification_weight=0.0, contrastive_weight=0.0, rampup_fraction=0.0, contrastive_samples=1)
+    values = []
+    for form in ("ce", "dice_ce"):
+        loss = SemiSupervisedLoss(
+            CrossEntropy(), replace(config, pseudo_label_loss=form), problems=PROBLEMS, total_steps=10,
+            batch_dice=batch_dice,
+        )  # fmt: skip
+        loss.taught = labels_for(3)
+        loss(output, target)
+        values.append(seen_by(loss)["pseudo_label"])
+    counts = counting(loss.taught).numpy()
+    groups = [[0, 1, 2]] if batch_dice else [[0], [1], [2]]
+    expected = 0.0
+    for logits in (output.logits_a[0], output.logits_b[0]):
+        probs = torch.softmax(logits[UNLABELED].detach().double(), 1).numpy()
+        dice = []
+        for group in groups:
+            for label in range(1, CLASSES):
+                p = probs[group, label][counts[group]]
+                y = (loss.taught.labels[group, 0] == label).numpy()[counts[group]]
+                dice.append((2 * (p * y).sum() + 1e-5) / (p.sum() + y.sum() + 1e-5))
+        expected += 1 - sum(dice) / len(dice)
+    assert values[1] - values[0] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("form", ["ce", "dice_ce"])
 @pytest.mark.parametrize("empty", ["reliable", "labels"])
 def test_without_a_label_that_counts_the_teacher_teaches_nothing(form: Any, empty: str) -> None:
