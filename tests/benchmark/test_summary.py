@@ -130,15 +130,19 @@ def test_the_gap_is_of_the_draws_that_both_have(tmp_path: Path) -> None:
 
 def test_seeds_of_a_draw_are_averaged_first(tmp_path: Path) -> None:
     write_store(tmp_path)
-    job = write_job(tmp_path, "dualcl", 3, 7, case_rows((0.9, 0.9, 0.9)))
+    rows = case_rows((0.9, 0.9, 0.9))
+    rows[1].update(dict.fromkeys(("dice", "jaccard", "hd95_mm", "asd_mm", "nsd"), np.nan))  # the tail of 001
+    job = write_job(tmp_path, "dualcl", 3, 7, rows)
     job.rename(job.with_name("again"))
     record = job.with_name("again") / "job.json"
     record.write_text(
         record.read_text().replace("dualcl_3_7", "again").replace('"draw": 7, "seed": 0', '"draw": 1, "seed": 1')
     )
     ours = by_arm(the_section(tmp_path))["dualcl"]
-    second = (np.mean([0.59, 0.65, 0.70]) + np.mean([0.85, 0.85, 0.9])) / 2
+    second = (np.mean([0.59, 0.65, 0.70]) + np.mean([0.9, 0.85, 0.9])) / 2
     assert ours["dice"] == pytest.approx((2.15 / 3 + second) / 2)
+    heads = [np.mean([0.70, 0.75, 0.80]), np.mean([0.64, 0.70, 0.70, 0.9, 0.9, 0.9])]
+    assert ours["per_class"]["head"]["dice"] == pytest.approx(np.mean(heads))
     assert (ours["draws"], ours["jobs"]) == ([0, 1], 3)
 
 
@@ -212,6 +216,14 @@ def test_worst_and_median_are_of_the_focus_arm(tmp_path: Path) -> None:
     swapped = {**HEAD_DICE, ("dualcl", 3, 0): (0.7, 0.2, 0.5), ("dualcl", 3, 1): (0.7, 0.2, 0.5)}
     section = the_section(write_store(tmp_path / "other", swapped))
     assert worst_and_median(section) == {"worst": "002", "median": "NA"}
+
+
+def test_of_two_cases_the_lower_one_is_the_median(tmp_path: Path) -> None:
+    rows = case_rows((0.6, 0.5, 0.9))
+    rows[-2].update(rows[-1])  # of the third case neither label is in either map, so it has no score
+    rows[-2]["label"] = "head"
+    write_job(tmp_path, "stock", 3, 0, rows)
+    assert worst_and_median(the_section(tmp_path)) == {"worst": "002", "median": "002"}
 
 
 def test_the_focus_is_a_baseline_where_nothing_else_is_finished(tmp_path: Path) -> None:

@@ -136,6 +136,18 @@ def test_split_keeps_patients_together_and_leaves_out_the_excluded(folders: Path
         assert set(fold["train"] + fold["val"] + fold["unlabeled"]) == left
 
 
+def test_split_refuses_unlabeled_scans_of_excluded_patients(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{case},p{number}" for number, case in enumerate(CASES)]
+    (folders / "g.csv").write_text("\n".join([*lines, "more,p3", "new,p99"]), encoding="utf-8")
+    (folders / "test.txt").write_text(f"{CASES[3]}\n", encoding="utf-8")
+    unlabeled = folders / "nnUNet_raw" / NAME / "imagesUnlabeled"
+    unlabeled.mkdir()
+    for case in ("more", "new"):
+        (unlabeled / f"{case}_0000.nii.gz").touch()
+    assert split("--groups", str(folders / "g.csv"), "--exclude", str(folders / "test.txt"), "--val", "1") == 2
+    assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
+
+
 def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = folders / "nnUNet_raw" / NAME
     (raw / "conversion").mkdir()
