@@ -11,7 +11,6 @@ import SimpleITK as sitk
 from nnunet_dualcl.dataset_conversion.headers import AGAIN, check_length, read_header
 from nnunet_dualcl.errors import DualCLError
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _READERS = {
     ".nii.gz": "NiftiImageIO",
     ".nii": "NiftiImageIO",
@@ -20,7 +19,8 @@ _READERS = {
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
-"""Of ITK, for each of ``ENDINGS``."""
+"""Of ITK, by the ending of the file's name."""
+ENDINGS = tuple(_READERS)
 _RIGHT_ANGLE = 1e-3
 """Products of unit axes may differ this much from those at right angles; headers are rounded."""
 

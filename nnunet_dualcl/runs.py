@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -20,7 +19,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from nnunet_dualcl.atomic import remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.cases import list_case_images
-from nnunet_dualcl.data.random_stream import seed_global_streams
+from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
 from nnunet_dualcl.training.environment import variable
@@ -91,7 +90,7 @@ def train(
 
 
 def _seed_and(start_epoch: Callable[[], None], trainer: Any, seed: int) -> None:
-    seed_global_streams(int(np.random.SeedSequence([seed, trainer.current_epoch]).generate_state(1)[0]))
+    seed_epoch(seed, trainer.current_epoch)
     start_epoch()
 
 

@@ -18,6 +18,17 @@ def seed_global_streams(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> int:
+    """Seed the global generators for an epoch of a training, so that a continued one draws as an uninterrupted one.
+
+    Returns:
+        The seed made of the three.
+    """
+    mixed = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    seed_global_streams(mixed)
+    return mixed
+
+
 def _seed_host_streams(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)

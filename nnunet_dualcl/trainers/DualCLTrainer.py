@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_dualcl.atomic import remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader
-from nnunet_dualcl.data.random_stream import seed_global_streams
+from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, SPLITS_FILE
@@ -185,9 +185,7 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _seed_epoch(self) -> int:
         """Seed the global generators for the current epoch; the seed."""
-        seed = int(np.random.SeedSequence([self.config.seed, self.current_epoch, self.local_rank]).generate_state(1)[0])
-        seed_global_streams(seed)
-        return seed
+        return seed_epoch(self.config.seed, self.current_epoch, self.local_rank)
 
     def _split_batch(self) -> int:
         """Give half of the plans' batch to unlabeled patches; returns how many."""
