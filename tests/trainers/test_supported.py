@@ -12,13 +12,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.networks import PREFIX_B
+from nnunet_dualcl.trainers.CPSTrainer import CPSTrainer
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
+from nnunet_dualcl.trainers.MeanTeacherTrainer import MeanTeacherTrainer
+from nnunet_dualcl.trainers.UAMTTrainer import UAMTTrainer
+from nnunet_dualcl.training.objective import TERMS
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
 FULL = {"rampup_fraction": 0.0, "verification_on": "both", "verification_weight": 0.5, "unreliable_fraction_end": 0.2}
@@ -211,6 +216,43 @@ def test_a_gradient_scaler_leaves_the_step_of_low_memory_as_it_is(toy: Any, conf
     for other in results[1:]:
         for name, value in results[0].items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+HALF_PRECISION = [
+    *((kind, None, DualCLTrainer) for kind in LABEL_KINDS),
+    ("ignore", "low_memory", DualCLTrainer),
+    ("regions", "decoder_checkpointing", DualCLTrainer),
+    *(("classes", None, other) for other in (DualCLTwoNetTrainer, MeanTeacherTrainer, UAMTTrainer, CPSTrainer)),
+]
+
+
+@pytest.mark.parametrize(("kind", "option", "trainer_class"), HALF_PRECISION)
+def test_half_precision_takes_the_step_of_float32(
+    toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch, kind: str, option: str | None, trainer_class: Any
+) -> None:
+    """A GPU's way, on the CPU: nnU-Net's step and ours under autocast to float16, with a gradient scaler."""
+    dataset_json = with_labels(toy, kind)
+    losses = []
+    seen: set[torch.dtype] = set()
+    for half in (False, True):
+        configure(**SHORT, rampup_fraction=0.0, **({option: True} if option else {}))
+        trainer = start(toy, trainer_class, dataset_json=dataset_json)
+        if half:
+            monkeypatch.setattr(nnunet_module, "dummy_context", lambda: torch.autocast("cpu", dtype=torch.float16))
+            monkeypatch.setattr(DualCLTrainer, "_autocast", lambda _: torch.autocast("cpu", dtype=torch.float16))
+            trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            layer = trainer.dual_network.decoder.seg_layers[-1]
+            layer.register_forward_hook(lambda _layer, _inputs, output: seen.add(output.dtype))
+        torch.manual_seed(1)  # the same sampled voxels
+        steps = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+        losses.append([float(step["loss"]) for step in steps])
+        assert np.isfinite(np.concatenate([step["terms"][: len(TERMS)] for step in steps])).all()
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
+    assert seen == {torch.float16}
+    assert trainer.grad_scaler.get_scale() == 1024.0  # no step was skipped
+    np.testing.assert_allclose(*losses, rtol=0.02)
 
 
 def test_decoder_checkpointing_runs_each_decoder_twice(toy: Any, configure: Any) -> None:
