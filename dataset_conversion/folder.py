@@ -72,7 +72,7 @@ def plan(
             expression for the group ``label``, for one file a structure: then the structure named first keeps a voxel
             that several claim. Empty only without ``label_files``.
         label_files: pattern of label files, with ``case``, ``patient`` and ``label``; None: no case has labels.
-        test: pattern of image files of test cases; searched for in the path.
+        test: regular expression for any part of the path of an image file of a test case.
         spacing_mm: voxel size (x, y, z) of files whose header has none.
 
     Raises:
@@ -164,6 +164,8 @@ def plan(
                 key={"image": str(image_files[0])},
             )
         )
+    if test and not any(case.role is Role.TEST for case in cases):
+        raise DualCLError(f"--test {test!r} occurs in the path of no case's image below {source}.")
     return Plan(
         kind="folder",
         channels=tuple(channels),

@@ -154,8 +154,10 @@ def check_plan(plan: Plan) -> None:
     if plan.labels.get("ignore", values[-1]) != values[-1]:
         raise DualCLError("ignore must have the highest value of all labels for nnU-Net. Name it last.")
     if not any(case.role is Role.LABELED for case in plan.cases):
+        tested = sum(case.role is Role.TEST for case in plan.cases)
         raise DualCLError(
             "No labeled case for training was found, and nnU-Net plans from labeled cases. "
+            + (f"{tested} case(s) are for testing. " if tested else "")
             + "; ".join(f"{each.where}: {each.reason}" for each in (*plan.damaged, *plan.refused)[:5])
         )
 

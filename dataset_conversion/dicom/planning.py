@@ -32,6 +32,7 @@ def plan(
     structure_set: str | None = None,
     threshold: float = 0.5,
     require_all_labels: bool = False,
+    test: str | None = None,
 ) -> Plan:
     """Find cases in a DICOM export, from headers alone.
 
@@ -47,16 +48,20 @@ def plan(
             others are passed over. None: all; for each label the newest object that has it.
         threshold: of fractional segments, as a share of their maximum.
         require_all_labels: take a series whose segmentation lacks a label as unlabeled, instead of the label as absent.
+        test: regular expression for any part of a patient ID or of the path of an image file, whatever its case: all
+            series of such a patient are test cases.
 
     Raises:
-        DualCLError: no such folder, no DICOM series in it, a channel or label that matches nothing, no labels where
-            there are segmentations, no case with all labels where each must have them.
+        DualCLError: no such folder, no DICOM series in it, a channel, label or test pattern that matches nothing, no
+            labels where there are segmentations, no case with all labels where each must have them.
     """
     patterns = structure_patterns(labels)
     if not 0 < threshold <= 1:
         raise DualCLError(f"--threshold must be above 0 and at most 1, got {threshold:g}.")
     chosen_objects = regular_expression(structure_set, ignore_case=True) if structure_set else None
+    test_pattern = regular_expression(test, ignore_case=True) if test else None
     export = scan(source)
+    test_patients = _test_patients(export, source, test_pattern) if test_pattern else set()
     if not labels and export.segmentations:
         raise DualCLError(
             "Name the labels, as in --label NAME=REGEX, or take RTSTRUCT and DICOM-SEG files out of the folder to have "
@@ -76,6 +81,7 @@ def plan(
         (damaged if counts else refused).append(Refusal(each.where, why))
     cases: list[SourceCase] = []
     incomplete: list[Sequence[str]] = []
+    any_labels = False
     for group in groups(export, channel_of, len(names)):
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
@@ -92,12 +98,13 @@ def plan(
             damaged.append(Refusal(where, str(error)))
             continue
         incomplete += [lacking] if lacking and not sources else []
+        any_labels |= bool(sources)
         images = dict.fromkeys(each.path for series in group for each in series.slices)
         cases.append(
             SourceCase(
                 name=f"case_{len(cases) + 1:04d}",
                 patient=f"patient_{export.patients[group[0].patient]:04d}",
-                role=Role.LABELED if sources else Role.UNLABELED,
+                role=Role.TEST if group[0].patient in test_patients else Role.LABELED if sources else Role.UNLABELED,
                 load=partial(
                     load,
                     tuple(Channel(series.slices, series.grid, series.modality) for series in group),
@@ -121,7 +128,7 @@ def plan(
         raise DualCLError(
             f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in faults)
         )
-    if incomplete and not any(case.role is Role.LABELED for case in cases):
+    if incomplete and not any_labels:
         raise DualCLError(_none_complete(incomplete, unplaced, patterns))
     return Plan(
         kind="dicom",
@@ -175,6 +182,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-all-labels", action="store_true", help="a series that lacks a label is unlabeled, not without organ"
     )
+    parser.add_argument(
+        "--test", metavar="REGEX", help="patients with this in their ID or in the path of an image file are test cases"
+    )
 
 
 def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +195,24 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "structure_set": arguments.structure_set,
         "threshold": arguments.threshold,
         "require_all_labels": arguments.require_all_labels,
+        "test": arguments.test,
     }
+
+
+def _test_patients(export: Export, source: Path, pattern: re.Pattern[str]) -> set[str]:
+    """Patients with the pattern in their ID or in the path of one of their image files, from the source on."""
+    found = {
+        series.patient
+        for series in export.series
+        if pattern.search(series.patient)
+        or any(pattern.search(each.path.relative_to(source).as_posix()) for each in series.slices)
+    }
+    if not found:
+        raise DualCLError(
+            f"--test {pattern.pattern!r} occurs in no patient ID and in no path below {source}. --dry-run without it "
+            "lists where the series lie."
+        )
+    return found
 
 
 def _structures_seen(export: Export) -> str:

@@ -56,6 +56,8 @@ def test_test_cases_are_named_by_a_pattern(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.nii.gz", volume())
     plan = folder.plan(tmp_path, **ONE_FILE, test="/b")
     assert roles(plan) == {"a1": "labeled", "b1": "test"}
+    with pytest.raises(DualCLError, match=r"--test '/c' occurs in the path of no case's image"):
+        folder.plan(tmp_path, **ONE_FILE, test="/c")
 
 
 def test_values_are_numbered_in_the_order_of_the_labels(tmp_path: Path) -> None:

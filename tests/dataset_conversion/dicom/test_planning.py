@@ -105,6 +105,30 @@ def test_labels_without_a_structure(tmp_path: Path) -> None:
     assert "unlabeled: no structure for tumor" in scan.notes
 
 
+@pytest.mark.parametrize("pattern", ["^site-b", "held/b"])
+def test_test_patients_by_identifier_or_folder(tmp_path: Path, pattern: str) -> None:
+    ct_with_contours(tmp_path / "in" / "kept" / "a", patient="Site-A-1")
+    ct_with_contours(tmp_path / "in" / "Held" / "b", patient="Site-B-1")
+    write_series(tmp_path / "in" / "more", patient="Site-B-1", series="thin", pixels=values(4, 5))
+    target = tmp_path / "Dataset007_Liver"
+    report = dicom.convert(tmp_path / "in", target, labels=LABELS, test=pattern)
+    assert [(each.patient, each.role.value) for each in report.records] == [
+        ("patient_0001", "labeled"), ("patient_0002", "test"), ("patient_0002", "test"),
+    ]  # fmt: skip
+    written = {folder: len(list((target / folder).glob("*"))) for folder in ("imagesTr", "imagesTs", "labelsTs")}
+    assert written == {"imagesTr": 1, "imagesTs": 2, "labelsTs": 1}
+
+
+def test_a_test_pattern_that_meets_nobody_or_everybody(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path / "a", patient="Site-A-1")
+    ct_with_contours(tmp_path / "b", {"Leber": organ(1)}, patient="Site-B-1")
+    with pytest.raises(DualCLError, match="--test 'site-c' occurs in no patient ID and in no path"):
+        dicom.plan(tmp_path, labels=LABELS, test="site-c")
+    # and not: no case has all labels
+    with pytest.raises(DualCLError, match=r"No labeled case for training .* 1 case\(s\) are for testing"):
+        dicom.convert(tmp_path, tmp_path / "Dataset007_Liver", labels=LABELS, test="site-a", require_all_labels=True)
+
+
 def test_a_structure_that_was_named_and_never_drawn(tmp_path: Path) -> None:
     ct_with_contours(tmp_path, {"Leber": organ(1, 2), "Läsion": []})
     (lenient,) = dicom.plan(tmp_path, labels=LABELS).cases
@@ -264,13 +288,14 @@ def test_a_damaged_structure_set_fails_its_case_without_names(tmp_path: Path) ->
 def test_the_options_are_keywords_of_the_plan(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     dicom.add_arguments(parser)
-    words = "--label liver=leber|liver --label spleen --channel CT=CT --threshold 0.3 --require-all-labels"
+    words = "--label liver=leber|liver --label spleen --channel CT=CT --threshold 0.3 --require-all-labels --test x"
     assert dicom.keywords(parser.parse_args(words.split())) == {
         "labels": {"liver": "leber|liver", "spleen": ""},
         "channels": {"CT": "CT"},
         "structure_set": None,
         "threshold": 0.3,
         "require_all_labels": True,
+        "test": "x",
     }
     ct_with_contours(tmp_path)
     (case,) = dicom.plan(tmp_path, **dicom.keywords(parser.parse_args(["--label", "Leber"]))).cases
