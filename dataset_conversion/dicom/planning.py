@@ -86,8 +86,11 @@ def plan(
         group = sorted(group, key=lambda series: channel_of[series] or 0)
         where = " and ".join(series.where for series in group)
         lacking_channels = missing(group, names, channel_of)
-        if lacking_channels is not None:
-            refused.append(Refusal(where, lacking_channels))
+        if lacking_channels is not None:  # where something asked for is drawn on it, a labeled patient is lost
+            drawn = (names for series in group for each in owned.get(series, []) for names in each.structures.values())
+            (damaged if any(value_of(names, patterns) for names in drawn) else refused).append(
+                Refusal(where, lacking_channels)
+            )
             continue
         try:
             check_one_each(group, names, channel_of)
