@@ -133,7 +133,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     ratios = {
         f"{name} / {other}": statistics.median(row[name] / row[other] for row in rounds)
         for name in OPTIONS
-        for other in ("two_stock_steps", "bare_network", "network_and_teacher")
+        for other in ("stock_step", "stock_twice_the_batch", "two_stock_steps", "bare_network", "network_and_teacher")
     }
     return {"seconds": {name: statistics.median(row[name] for row in rounds) for name in steps}, "ratios": ratios}
 
