@@ -96,19 +96,29 @@ def check_predict(arguments: Sequence[str]) -> None:
 
 
 def _check_images(folder: Path, model: Path) -> None:
-    """nnU-Net ends in a traceback on a wrong folder or a wrong name."""
-    from nnunet_dualcl.data.cases import list_case_images
+    """nnU-Net ends in a traceback on a wrong folder, name or number of channels, and passes over other file endings."""
+    from nnunet_dualcl.data.cases import list_case_images, misnamed_files
 
-    ending = json.loads((model / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    dataset_json = json.loads((model / "dataset.json").read_text(encoding="utf-8"))
+    ending = dataset_json["file_ending"]
     if not folder.is_dir():
         raise DualCLError(f"-i {folder} is no folder. Name the one that holds CASE_0000{ending} files.")
-    named = {path.name for files in list_case_images(folder, ending).values() for path in files}
-    others = [path.name for path in sorted(folder.glob(f"[!.]*{ending}")) if path.name not in named]
-    if others or not named:
+    images = list_case_images(folder, ending)
+    hidden = [path.name for path in sorted(folder.glob(f".*{ending}"))]  # nnU-Net takes the Mac's ._ files for cases
+    others = hidden + misnamed_files(folder, ending)
+    if others or not images:
         found = f"{', '.join(others[:5])}{' ...' if others[5:] else ''}" if others else "none"
         raise DualCLError(
             f"{folder} must hold images named CASE_0000{ending}, CASE_0001{ending} for a second channel; found "
-            f"{found}. Rename them."
+            f"{found}. Rename them, or take them out of it."
+        )
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    wrong = [f"{case} ({len(files)})" for case, files in images.items() if len(files) != len(channels)]
+    if wrong and any(len(files) > 1 for files in images.values()):  # color images hold all channels in one file
+        raise DualCLError(
+            f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} with other than one file a channel. The "
+            f"model takes {len(channels)}: {', '.join(map(str, channels.values()))}. Add what is missing or take the "
+            "cases out."
         )
 
 

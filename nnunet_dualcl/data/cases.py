@@ -17,7 +17,7 @@ CaseImages = dict[str, list[Path]]
 """Case name -> its image files, one a channel, in channel order."""
 
 _DOCUMENT_ENDINGS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xls", ".xlsx", ".ini", ".db")
-
+_HIDDEN = (".", "@", "__")
 
 _ROLES = ("train", "val", "unlabeled")
 
@@ -146,27 +146,32 @@ def unlabeled_case_images(
     return dict(sorted(cases.items()))
 
 
+def misnamed_files(folder: Path, file_ending: str) -> list[str]:
+    """Files of a folder that nnU-Net's naming rule passes over and that may be images, sorted.
+
+    Left out: hidden files, documents, and files beside an image of the same name (the ``.raw`` of an ``.mhd``).
+    """
+    files = [path.name for path in sorted(folder.iterdir()) if not path.is_dir()] if folder.is_dir() else []
+    pattern = _case_file(file_ending)
+    images = {name.removesuffix(file_ending) for name in files if pattern.fullmatch(name)}
+    others = [name for name in files if not (pattern.fullmatch(name) or name.startswith(_HIDDEN))]
+    return [
+        name
+        for name in others
+        if os.path.splitext(name)[0] not in images and not name.lower().endswith(_DOCUMENT_ENDINGS)
+    ]
+
+
 def refuse_misnamed(folder: Path, file_ending: str) -> None:
     """An image that nnU-Net's naming rule passes over would be missing from training without a word.
 
-    Passed over on purpose: hidden files, documents, and files beside an image of the same name (the ``.raw`` of an
-    ``.mhd``).
-
     Raises:
-        DualCLError: naming such files, and folders with files in them.
+        DualCLError: naming files as :func:`misnamed_files` does, and folders with files in them.
     """
-    entries = sorted(os.listdir(folder)) if folder.is_dir() else []
-    pattern = _case_file(file_ending)
-    images = {name.removesuffix(file_ending) for name in entries if pattern.fullmatch(name)}
-    wrong = []
-    for name in entries:
-        if name.startswith((".", "@", "__")) or pattern.fullmatch(name):
-            continue
-        if (folder / name).is_dir():
-            if any(path.is_file() for path in (folder / name).rglob("[!.]*")):
-                wrong.append(f"{name}{os.sep}")
-        elif not name.lower().endswith(_DOCUMENT_ENDINGS) and os.path.splitext(name)[0] not in images:
-            wrong.append(name)
+    wrong = misnamed_files(folder, file_ending)
+    for inner in sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(_HIDDEN)):
+        if any(path.is_file() for path in inner.rglob("[!.]*")):
+            wrong.append(f"{inner.name}{os.sep}")
     if wrong:
         raise DualCLError(
             f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} would be passed over. Name images like "

@@ -93,10 +93,24 @@ def test_images_that_nnunet_would_fall_over_are_named(fold: Path, toy: Any, tmp_
     folder.mkdir()
     with pytest.raises(DualCLError, match=r"in putt must hold images named CASE_0000\..*; found none"):
         check_predict(predict_from(folder))
-    for image in (toy.raw / "imagesTr").glob("tr_0_0000*"):
-        shutil.copy(image, folder / image.name.replace("_0000", ""))
-    with pytest.raises(DualCLError, match=r"for a second channel; found tr_0\..*Rename them"):
-        check_predict(predict_from(folder))
+    for name in ("tr_0.nii.gz", "new_0000.nii", "._tr_0_0000.nii.gz"):
+        shutil.rmtree(folder)
+        shutil.copytree(toy.raw / "imagesTr", folder)
+        (folder / name).touch()
+        with pytest.raises(DualCLError, match=rf"for a second channel; found {re.escape(name)}\. Rename them"):
+            check_predict(predict_from(folder))
+
+
+def test_a_case_without_all_channels_is_named(fold: Path, toy: Any) -> None:
+    images = toy.raw / "imagesTr"
+    (images / "notes.txt").touch()
+    (images / "tr_0_0000.nii.gz").unlink()
+    with pytest.raises(DualCLError, match=r"imagesTr: tr_0 \(1\) with other than .* The model takes 2: T1, T2\. Add"):
+        check_predict(predict_from(images))
+    for image in images.glob("*_0001.nii.gz"):
+        image.unlink()
+    (images / "tr_0_0000.nii.gz").touch()
+    check_predict(predict_from(images))  # one file for all channels, as in color images
 
 
 def test_a_misspelled_trainer_is_refused_with_the_right_name(toy: Any) -> None:
