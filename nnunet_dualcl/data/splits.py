@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
 
@@ -93,7 +93,7 @@ def read_groups(path: Path) -> dict[str, str]:
             raise DualCLError(f"{path} is no valid JSON: {error}") from None
         if not isinstance(content, dict):
             raise DualCLError(f"{path} must hold an object of case: patient, found {type(content).__name__}.")
-        return {str(case): str(group) for case, group in content.items()}
+        return {case: "" if group is None else str(group) for case, group in content.items()}
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
@@ -138,7 +138,7 @@ def check_groups(cases: Iterable[str], groups: Mapping[str, str]) -> None:
     Raises:
         DualCLError: naming them.
     """
-    without = sorted(set(cases) - set(groups))
+    without = sorted(case for case in set(cases) if not groups.get(case))  # a blank is no patient
     if without:
         more = f" and {len(without) - 5} more" if without[5:] else ""
         raise DualCLError(
@@ -165,15 +165,16 @@ def replace_splits(raw_dataset_folder: Path, path: Path, splits: Sequence[Split]
     came_with = raw_dataset_folder / SPLITS_FILE
     is_copy = came_with.is_file() and path.is_file() and path.read_bytes() == came_with.read_bytes()
     refuse_existing(path, force=force or is_copy)
-    if came_with.is_file():
-        try:
-            came_with.replace(raw_dataset_folder / REPLACED_SPLITS_FILE)
-        except OSError as error:
-            raise DualCLError(
-                f"{came_with} cannot be renamed to {REPLACED_SPLITS_FILE} ({error.strerror}), and nnU-Net refuses two "
-                "different splits. Make that folder writable, or rename the file by hand. Nothing was changed."
-            ) from None
-    write_splits(path, splits, force=True)
+    with replacing(path) as partial:  # if it cannot be written, the other one keeps its name
+        write_splits(partial, splits)
+        if came_with.is_file():
+            try:
+                came_with.replace(raw_dataset_folder / REPLACED_SPLITS_FILE)
+            except OSError as error:
+                raise DualCLError(
+                    f"{came_with} cannot be renamed to {REPLACED_SPLITS_FILE} ({error.strerror}), and nnU-Net refuses "
+                    "two different splits. Make that folder writable, or rename the file by hand. Nothing was changed."
+                ) from None
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

@@ -90,7 +90,10 @@ def test_groups_may_hold_cases_of_other_datasets() -> None:
         ({"validation": 0.01}, "At least one labeled case, one validation case and one draw are needed"),
         ({"validation": -1}, "At least one labeled case, one validation case and one draw are needed"),
         ({"draws": 0}, "At least one labeled case, one validation case and one draw are needed"),
+        ({"validation": 2.5}, "validation must be a share below 1 or a whole number, got 2.5"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
         ({"groups": {"case_00": "p"}}, "No group given for case_01, case_02, .*one line in the groups file"),
+        ({"groups": {**GROUPS, "case_07": ""}}, "No group given for case_07"),
         ({"excluded": ["case_00", "case_77"]}, "The excluded case case_77 is not among the dataset's cases"),
     ],
 )
@@ -120,6 +123,8 @@ def test_read_groups(tmp_path: Path, name: str, text: str) -> None:
 def test_numbers_as_patients_become_text_and_a_header_line_stays_harmless(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text('{"case_00": 7}', encoding="utf-8")
     assert read_groups(tmp_path / "g.json") == {"case_00": "7"}
+    (tmp_path / "g.json").write_text('{"case_00": null}', encoding="utf-8")
+    assert read_groups(tmp_path / "g.json") == {"case_00": ""}
     lines = ["case,patient", *(f"{case},{group}" for case, group in GROUPS.items())]
     (tmp_path / "g.csv").write_text("\n".join(lines), encoding="utf-8")
     assert draw(groups=read_groups(tmp_path / "g.csv"), labeled=2) == draw(groups=GROUPS, labeled=2)
@@ -185,6 +190,20 @@ def test_the_split_that_a_dataset_came_with_is_kept_beside(tmp_path: Path) -> No
     assert json.loads((raw / "splits_of_conversion.json").read_text(encoding="utf-8")) == draw()
 
 
+def test_where_the_new_split_cannot_be_written_the_raw_datasets_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    raw = tmp_path / "raw"
+    write_splits(raw / "splits_final.json", draw())
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(PermissionError):
+        replace_splits(raw, tmp_path / "preprocessed" / "splits_final.json", draw(seed=9), force=False)
+    assert [path.name for path in raw.iterdir()] == ["splits_final.json"]
+
+
 def test_where_the_raw_datasets_split_cannot_be_renamed_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,4 +215,4 @@ def test_where_the_raw_datasets_split_cannot_be_renamed_nothing_is_written(
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(DualCLError, match=r"cannot be renamed to splits_of_conversion\.json \(Permission denied\)"):
         replace_splits(raw, path, draw(seed=9), force=False)
-    assert not path.exists()
+    assert not list(path.parent.glob("*"))
