@@ -229,7 +229,7 @@ def preprocess_unlabeled(
         properties = folder / f"{case}{PROPERTIES_ENDING}"
         if properties.is_file() and changed(properties, files):
             tqdm.write(f"{case}: its images have changed since they were preprocessed; done anew.")
-            properties.unlink()
+            properties.unlink(missing_ok=True)  # by another training that started at the same time
         elif properties.is_file():
             report.skipped.append(case)
     remaining = {case: files for case, files in cases.items() if case not in report.skipped}

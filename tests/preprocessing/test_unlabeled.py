@@ -270,6 +270,36 @@ def test_an_interrupt_keeps_finished_cases_and_leaves_no_partial_one(
     assert run().done == ["u1", "u2"]
 
 
+def test_a_process_killed_between_two_files_of_a_case_leaves_it_unfinished(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, moved = os.replace, []
+
+    def killed(source: Any, target: Any) -> None:
+        moved.append(Path(target).name.startswith("u0"))
+        if sum(moved) == 3:
+            raise KeyboardInterrupt("third file")
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt, match="third file"):
+            run()
+    assert [path.name for path in sorted((preprocessed / FOLDER).glob("u0*"))] == ["u0.b2nd", "u0_seg.b2nd"]
+    assert run().done == ["u0", "u1", "u2"]
+
+
+def test_another_training_may_start_at_the_same_time(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+
+    def other_is_faster(properties: Path, _: list[Path]) -> bool:
+        properties.unlink()
+        return True
+
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.unlabeled.changed", other_is_faster)
+    assert run().done == ["listed", "u0", "u1", "u2"]
+
+
 def test_plans_that_share_the_labeled_folder_share_the_unlabeled_one(preprocessed: Path) -> None:
     done = run().done
     plans = make_plans()
@@ -369,6 +399,15 @@ def test_faulty_cases_are_reported_and_the_others_done(raw: Path) -> None:
     assert {path.name for path in report.folder.iterdir()} == expected
 
 
+def test_several_channels_in_one_file_are_a_fault(raw: Path) -> None:
+    image = sitk.GetImageFromArray(np.ones((9, 8, 7), np.float32))
+    for channel in range(2):
+        name = f"four_{channel:04d}.nii.gz"
+        sitk.WriteImage(sitk.JoinSeries([image, image]), str(raw / "imagesUnlabeled" / name))
+    message = "4 channels in these files, dataset.json names 2; split 4D images into one file a channel"
+    assert run().failed["four"].endswith(message)
+
+
 def test_a_single_slice_is_no_fault_in_2d(raw: Path) -> None:
     write_case(raw / "imagesUnlabeled", "slice", 22, lambda arrays: arrays[:, :1])
     assert "slice" in run(configuration="2d").done
@@ -458,8 +497,9 @@ def test_where_a_folder_of_images_is_not_at_hand_what_is_preprocessed_is_used(
     done = ensure(preprocessed)
     for name in away:
         shutil.rmtree(raw / name)
-    capsys.readouterr()
     assert ensure(preprocessed) == done
+    capsys.readouterr()
+    assert ensure(preprocessed) == done  # the first call without that folder has not forgotten its cases
     count = {"imagesUnlabeled": 3, "imagesTr": 1}
     assert f"Images of {sum(map(count.get, away))} unlabeled cases are not at {raw}" in capsys.readouterr().out
     (preprocessed / FOLDER / "listed.pkl").unlink()

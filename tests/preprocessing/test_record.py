@@ -1,0 +1,64 @@
+import copy
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_dualcl.preprocessing.record import changed, decisive_values, identity, other_values
+
+PLANS = {"transpose_forward": [0, 1, 2], "foreground_intensity_properties_per_channel": {"0": {"mean": 1.5}}}
+CONFIGURATION = {
+    "spacing": (2.5, 1.0, 1.0),
+    "normalization_schemes": ["CTNormalization"],
+    "use_mask_for_norm": [False],
+    "preprocessor_name": "DefaultPreprocessor",
+    "resampling_fn_data": "resample_data_or_seg_to_shape",
+    "resampling_fn_data_kwargs": {"order": 3},
+    "patch_size": [8, 8, 8],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("spacing", (2.0, 1.0, 1.0), ["spacing"]),
+        ("normalization_schemes", ["ZScoreNormalization"], ["normalization"]),
+        ("use_mask_for_norm", [True], ["normalization"]),
+        ("preprocessor_name", "OtherPreprocessor", ["preprocessor"]),
+        ("resampling_fn_data", "resample_torch_simple", ["resampling"]),
+        ("resampling_fn_data_kwargs", {"order": 1}, ["resampling"]),
+        ("transpose_forward", [1, 0, 2], ["transposition"]),
+        ("foreground_intensity_properties_per_channel", {"0": {"mean": 1.6}}, ["intensities"]),
+        ("patch_size", [16, 8, 8], []),
+    ],
+)
+def test_all_that_decides_what_a_case_looks_like_is_compared(
+    tmp_path: Path, key: str, value: Any, named: list[str]
+) -> None:
+    stamp = tmp_path / "dualcl_preprocessed.json"
+    stamp.write_text(json.dumps(decisive_values(PLANS, CONFIGURATION)), encoding="utf-8")
+    assert other_values(tmp_path, decisive_values(PLANS, CONFIGURATION)) == []
+    plans, configuration = copy.deepcopy((PLANS, CONFIGURATION))
+    (plans if key in plans else configuration)[key] = value
+    assert other_values(tmp_path, decisive_values(plans, configuration)) == named
+
+
+def test_a_case_has_changed_with_names_sizes_or_contents_of_its_images_not_with_their_time(tmp_path: Path) -> None:
+    files = [tmp_path / "a_0000.nii", tmp_path / "a_0001.nii"]
+    for file in files:
+        file.write_bytes(b"one")
+    properties = tmp_path / "a.pkl"
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity(files)}))
+    os.utime(files[1], ns=(1, 1))
+    assert not changed(properties, files)
+    assert changed(properties, files[:1])
+    assert changed(properties, files[::-1])
+    files[1].write_bytes(b"two")
+    assert changed(properties, files)
+    files[1].write_bytes(b"three")
+    assert changed(properties, files)
+    properties.write_bytes(pickle.dumps({}))  # of an early version
+    assert changed(properties, files)
