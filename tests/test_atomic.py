@@ -36,6 +36,14 @@ def test_failure_leaves_the_old_file_and_no_partial_one(tmp_path: Path, error: t
     assert names(tmp_path) == ["table.csv"]
 
 
+def test_two_writers_at_a_time_do_not_meet(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
+        first.write_text("first", encoding="utf-8")
+        second.write_text("second", encoding="utf-8")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "first"  # the last to end
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_failure_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="before writing"), replacing(tmp_path / "table.csv"):
         raise ValueError("before writing")

@@ -193,7 +193,7 @@ def test_color_images_hold_their_channels_in_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD", "z_0000.img", "IM00001"])
 def test_an_image_that_would_be_passed_over_is_refused(raw: Path, name: str) -> None:
-    touch(raw / "imagesUnlabeled", [name, "._x_0000.nii.gz", "notes.txt"])
+    touch(raw / "imagesUnlabeled", [name, "._x_0000.nii.gz", "notes.txt", "NOTES.PDF"])
     with pytest.raises(
         DualCLError, match=rf"imagesUnlabeled: {name} would be passed over\. Name images like CASE_0000"
     ):
@@ -213,6 +213,13 @@ def test_files_beside_an_image_and_hidden_ones_are_no_cases(tmp_path: Path) -> N
     content = {"channel_names": {"0": "CT"}, "file_ending": ".mhd"}
     touch(tmp_path / "imagesUnlabeled", ["x.1_0000.mhd", "x.1_0000.raw", "._x.1_0000.mhd"])
     assert list(unlabeled_case_images(tmp_path, content, [])) == ["x.1"]
+
+
+def test_images_listed_in_dataset_json_may_have_names_of_their_own(raw: Path) -> None:
+    listed = {case: {"images": [f"{case}/T1.nii.gz", f"{case}/T2.nii.gz"]} for case in ("p", "q")}
+    found = unlabeled_case_images(raw, {**TWO_CHANNELS, "dataset": listed}, ["q"])
+    assert list(found) == ["q", "x", "y"]
+    assert found["q"] == [raw / "q" / "T1.nii.gz", raw / "q" / "T2.nii.gz"]
 
 
 def test_names_that_nnunet_stores_in_one_file_are_refused(raw: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,21 @@ def test_provenance_names_trainer_versions_and_configuration(model: Path, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dataset.json", "dualcl_provenance.json", "fold_0", "plans.json",
     ]  # fmt: skip
+
+
+def test_every_fold_that_has_the_checkpoint_is_exported_under_the_name_that_predictors_look_for(
+    model: Path, tmp_path: Path
+) -> None:
+    for fold in ("fold_1", "fold_3"):
+        shutil.copytree(model / "fold_0", model / fold)
+        (model / fold / "checkpoint_final.pth").rename(model / fold / "checkpoint_best.pth")
+    assert export_stock_model(model, tmp_path / "out", checkpoint_name="checkpoint_best.pth") == ["fold_1", "fold_3"]
+    files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.pth"))
+    assert files == ["fold_1/checkpoint_final.pth", "fold_3/checkpoint_final.pth"]
+    provenance = json.loads((tmp_path / "out" / "dualcl_provenance.json").read_text())
+    assert {fold: origin["checkpoint"] for fold, origin in provenance["folds"].items()} == dict.fromkeys(
+        ("fold_1", "fold_3"), "checkpoint_best.pth"
+    )
 
 
 def test_existing_target_is_kept(model: Path, tmp_path: Path) -> None:
