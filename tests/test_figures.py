@@ -67,6 +67,8 @@ def test_a_millimeter_is_the_same_length_everywhere() -> None:
     figure.draw_without_rendering()
     corners = [np.reshape(panel.images[0].get_extent(), (2, 2)) for panel in figure.axes]
     np.testing.assert_allclose([np.ptp(corner, axis=1) for corner in corners], [(24, 20), (24, 25), (20, 25)])
+    upward = [panel.get_ylim()[1] > panel.get_ylim()[0] for panel in figure.axes]
+    assert upward == [False, True, True]  # anterior and superior are up
     lengths = []
     for panel in figure.axes:
         box = panel.get_window_extent()

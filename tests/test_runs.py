@@ -103,6 +103,20 @@ def test_predictions_have_the_datasets_file_ending_and_are_made_once(
     predict_cases(model, cases, predictions)
 
 
+def test_the_folds_asked_for_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}', encoding="utf-8")
+    loaded: list[tuple[str, tuple[int, ...]]] = []
+    predictor = predict_from_raw_data.nnUNetPredictor
+    monkeypatch.setattr(
+        predictor, "initialize_from_trained_model_folder", lambda _, folder, folds: loaded.append((folder, folds))
+    )
+    monkeypatch.setattr(
+        predictor, "predict_from_files_sequential", lambda _, images, targets: Path(f"{targets[0]}.nii.gz").touch()
+    )
+    predict_cases(tmp_path, {"a": [tmp_path / "a_0000.nii.gz"]}, tmp_path / "out", folds=[1, 3])
+    assert loaded == [(str(tmp_path), (1, 3))]
+
+
 def test_a_stop_while_a_checkpoint_is_written_leaves_the_last(
     toy: Any, steps: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

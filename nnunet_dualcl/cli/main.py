@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -25,7 +26,7 @@ from nnunet_dualcl.layout import (
 
 # Imports of torch and nnU-Net's machinery stay inside the commands that need them: `dualcl env` runs in every shell.
 
-
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _REPEAT = "finished files are complete, repeat the command to go on."
 _GO_ON = {
     "train": "go on with the same command and --c, or with --val where the last epoch was over.",
@@ -48,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except DualCLError as error:
         print(f"dualcl: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED or error.filename is None:
+            raise
+        print(
+            f"dualcl: error: {error.filename}: {error.strerror}. Make it readable, or its folder writable.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         command = arguments[0] if arguments else ""

@@ -216,6 +216,11 @@ def test_preprocess_passes_its_flags_on_and_reports(
     ("error", "code", "message"),
     [
         (DualCLError("put it there"), 2, "dualcl: error: put it there\n"),
+        (
+            OSError(30, "Read-only file system", "/data/x"),
+            2,
+            "dualcl: error: /data/x: Read-only file system. Make it readable, or its folder writable.\n",
+        ),
         (KeyboardInterrupt(), 130, "dualcl: interrupted; finished files are complete, repeat the command to go on.\n"),
     ],
 )
@@ -232,9 +237,10 @@ def test_exit_codes_of_faults(
     assert (shown.out, shown.err) == ("", message)
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunet_dualcl.preprocessing.preprocess_dataset", raising(ZeroDivisionError("a bug")))
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), FileNotFoundError(2, "a bug", "/data/x")])
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.preprocess_dataset", raising(error))
+    with pytest.raises(type(error), match="a bug"):
         main(["preprocess", "-d", "321"])
 
 
