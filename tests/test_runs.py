@@ -160,7 +160,7 @@ def test_a_stopped_training_goes_on(
     assert len(checkpoint["logging"]["train_losses"]) == 2
 
 
-def test_a_continued_training_draws_the_batches_of_an_uninterrupted_one(
+def test_a_continued_training_is_an_uninterrupted_one(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with nnU-Net's own trainer, which seeds nothing by itself."""
@@ -183,12 +183,16 @@ def test_a_continued_training_draws_the_batches_of_an_uninterrupted_one(
         patch.setattr(nnUNetTrainer, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
             train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
-    train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    models = [train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")]
     continued, seen[:] = list(seen), []
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "again"))
-    train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml")
+    models.append(train(toy.raw.name, "toyPlans", "nnUNetTrainer", config, tmp_path / "config.yaml"))
     assert len(set(seen)) == 4
     assert continued == seen
+    weights, expected = (
+        torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"] for model in models
+    )
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_dice_by_hand(tmp_path: Path) -> None:

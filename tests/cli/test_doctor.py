@@ -1,4 +1,5 @@
 import os
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -163,5 +164,5 @@ def test_a_folder_that_cannot_be_written_to_is_a_fault(sound: Path, monkeypatch:
     assert not_ok() == Finding(
         "fault",
         f"nnUNet_results={locked} cannot be written to",
-        f"chmod u+w {locked}, or choose another folder",
+        f"chmod u+w {shlex.quote(str(locked))}, or choose another folder",
     )

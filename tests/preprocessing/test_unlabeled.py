@@ -508,6 +508,18 @@ def test_where_a_folder_of_images_is_not_at_hand_what_is_preprocessed_is_used(
             ensure(preprocessed)
 
 
+def test_images_that_dataset_json_lists_elsewhere_are_at_hand(
+    raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "imagesTr").rename(raw / "archive")
+    listed = {"listed": {"images": [f"archive/listed_{channel:04d}.nii.gz" for channel in range(2)]}}
+    content = {**DATASET_JSON, "dataset": listed}
+    for _ in range(2):
+        done = ensure_unlabeled(make_plans(), "3d_fullres", content, preprocessed, 0, num_processes=1)
+        assert done == (preprocessed / FOLDER, ["listed", "u0", "u1", "u2"])
+    assert "are not at" not in capsys.readouterr().out
+
+
 @pytest.fixture(params=["unset", "elsewhere"])
 def without_raw(request: pytest.FixtureRequest, preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All cases preprocessed, labeled ones included, and the raw data gone; the preprocessed dataset's folder."""
