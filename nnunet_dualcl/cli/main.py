@@ -161,6 +161,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def _split(arguments: argparse.Namespace) -> int:
     import json
+    from itertools import chain
 
     from nnunet_dualcl.data.cases import list_case_images, raw_training_images
     from nnunet_dualcl.data.splits import (
@@ -208,6 +209,14 @@ def _split(arguments: argparse.Namespace) -> int:
         f"unlabeled{more} and {len(first['val'])} validation cases (seed {arguments.seed}"
         f"{', whole patients' if groups else ''})."
     )
+    tested = list_case_images(raw / "imagesTs", dataset_json["file_ending"])
+    if leaks := of_groups([*chain(*first.values()), *unlabeled], tested, groups or {}):
+        print(
+            f"Note: patients of imagesTs are trained or validated on with {', '.join(leaks[:5])}"
+            f"{' ...' if leaks[5:] else ''}. If imagesTs is your test set, name these in --exclude and repeat with "
+            f"--force; those in {IMAGES_UNLABELED} have to be moved away.",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -148,6 +148,24 @@ def test_split_refuses_unlabeled_scans_of_excluded_patients(folders: Path, capsy
     assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
 
 
+def test_split_says_whose_scans_are_among_the_test_images_too(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{case},p{number // 2}" for number, case in enumerate(CASES)]
+    (folders / "g.csv").write_text("\n".join([*lines, "more,p9", "t1,p1", "t2,p9", "t3,p99"]), encoding="utf-8")
+    raw = folders / "nnUNet_raw" / NAME
+    for folder, cases in (("imagesTs", ("t1", "t2", "t3")), ("imagesUnlabeled", ("more",))):
+        (raw / folder).mkdir()
+        for case in cases:
+            (raw / folder / f"{case}_0000.nii.gz").touch()
+    assert split("--groups", str(folders / "g.csv")) == 0
+    assert "patients of imagesTs are trained or validated on with case_02, case_03, more. " in capsys.readouterr().err
+    (raw / "imagesUnlabeled" / "more_0000.nii.gz").unlink()
+    (folders / "test.txt").write_text("case_02", encoding="utf-8")
+    assert split("--groups", str(folders / "g.csv"), "--exclude", str(folders / "test.txt"), "--force") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = folders / "nnUNet_raw" / NAME
     (raw / "conversion").mkdir()
