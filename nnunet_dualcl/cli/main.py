@@ -160,10 +160,10 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _split(arguments: argparse.Namespace) -> int:
-    import json
     from itertools import chain
 
     from nnunet_dualcl.data.cases import list_case_images, raw_training_images
+    from nnunet_dualcl.data.plans import read_json
     from nnunet_dualcl.data.splits import (
         check_groups,
         draw_splits,
@@ -178,7 +178,7 @@ def _split(arguments: argparse.Namespace) -> int:
     raw = required_folder("nnUNet_raw") / name
     if not (raw / "dataset.json").is_file():
         raise DualCLError(f"{raw / 'dataset.json'} does not exist. Convert the dataset to nnU-Net's raw format first.")
-    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = read_json(raw / "dataset.json")
     cases = list(raw_training_images(raw, dataset_json))
     excluded = read_case_list(arguments.exclude) if arguments.exclude else []
     groups = read_groups(arguments.groups) if arguments.groups else known_groups(raw)

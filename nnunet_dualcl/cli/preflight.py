@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,8 +97,9 @@ def check_predict(arguments: Sequence[str]) -> None:
 def _check_images(folder: Path, model: Path) -> None:
     """nnU-Net ends in a traceback on a wrong folder, name or number of channels, and passes over other file endings."""
     from nnunet_dualcl.data.cases import list_case_images, misnamed_files
+    from nnunet_dualcl.data.plans import read_json
 
-    dataset_json = json.loads((model / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = read_json(model / "dataset.json")
     ending = dataset_json["file_ending"]
     if not folder.is_dir():
         raise DualCLError(f"-i {folder} is no folder. Name the one that holds CASE_0000{ending} files.")

@@ -1,4 +1,4 @@
-"""nnU-Net's plans of a dataset, or a message that says how to make them."""
+"""nnU-Net's plans and description of a dataset, or a message that says how to make or mend them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from typing import Any
 from nnunet_dualcl.errors import DualCLError
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a file that people edit, such as ``dataset.json``.
+
+    Raises:
+        DualCLError: it is no valid JSON, with the place.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+        raise DualCLError(f"{path} is no valid JSON: {error}. Mend it there.") from None
+    return content
+
+
 def read_plans(preprocessed_dataset_folder: Path, plans_name: str) -> dict[str, Any]:
     """Content of ``PLANS.json``.
 
     Raises:
-        DualCLError: no such file, naming those that are there.
+        DualCLError: no such file, naming those that are there, or no valid JSON.
     """
     path = preprocessed_dataset_folder / f"{plans_name}.json"
     if not path.is_file():
@@ -23,8 +36,7 @@ def read_plans(preprocessed_dataset_folder: Path, plans_name: str) -> dict[str, 
             f"No plans at {path}; found {', '.join(found) or 'none'}. "
             "Run nnUNetv2_plan_and_preprocess first, or name the plans with -p."
         )
-    plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return plans
+    return read_json(path)
 
 
 def _is_plans(path: Path) -> bool:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
-from nnunet_dualcl.data.plans import check_configuration, read_plans
+from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
@@ -64,7 +64,7 @@ def preprocess_dataset(
     name = dataset_name(dataset)
     preprocessed = required_folder("nnUNet_preprocessed") / name
     plans = read_plans(preprocessed, plans_name)
-    dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = read_json(preprocessed / "dataset.json")
     splits = read_splits(preprocessed)
     raw = required_folder("nnUNet_raw") / name
     cases: CaseImages = {}

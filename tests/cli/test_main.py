@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_split_faults(folders: Path, argv: list[str], message: str, capsys: pyte
     assert error.startswith("dualcl: error: ")
     assert message in error
     assert not (folders / "nnUNet_preprocessed").exists()
+
+
+def test_a_dataset_json_with_a_comma_too_many_is_named_with_the_place(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders / "nnUNet_raw" / NAME / "dataset.json").write_text('{"file_ending": ".nii.gz",\n}', encoding="utf-8")
+    assert split() == 2
+    assert re.search(r"dataset\.json is no valid JSON: .* line [12] column .* Mend it", capsys.readouterr().err)
 
 
 # ---- preprocess, and how faults leave the command
