@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import shutil
@@ -27,6 +28,8 @@ from nnunet_dualcl.small_plans import write_small_plans
 from nnunet_dualcl.training.environment import nnunet_folders, variable
 
 _LOCK_FILE = "prepare.lock"
+_NO_SPACING = (".tif", ".tiff")
+"""nnU-Net keeps the voxel size of these in a JSON file of its own."""
 
 
 def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
@@ -124,6 +127,10 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> tuple[list[str]
         if (source / "dataset.json").is_file():
             dataset_json = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
         ending = dataset_json["file_ending"]
+        if ending.lower() in _NO_SPACING:
+            raise DualCLError(
+                f"{source}: {ending} files hold no voxel size that metrics in mm could go by. Convert them to .nii.gz."
+            )
         cases = list_case_images(source / "imagesTr", ending)
         labels = {case: source / "labelsTr" / f"{case}{ending}" for case in cases}
         _check_labels(cases, labels)
@@ -138,13 +145,19 @@ def _raw_dataset(protocol: Protocol, source: Path, raw: Path) -> tuple[list[str]
         for case, images in cases.items():
             side = "Ts" if case in test else "Tr"
             for image in images:
-                shutil.copyfile(image, raw / f"images{side}" / image.name)
-            shutil.copyfile(labels[case], raw / f"labels{side}" / labels[case].name)
+                _copy(image, raw / f"images{side}", ending)
+            _copy(labels[case], raw / f"labels{side}", ending)
         for image in itertools.chain(*unlabeled.values()):
-            shutil.copyfile(image, raw / IMAGES_UNLABELED / image.name)
+            _copy(image, raw / IMAGES_UNLABELED, ending)
         content = {**dataset_json, "numTraining": len(cases) - len(test)}
         (raw / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return test, splits
+
+
+def _copy(image: Path, folder: Path, ending: str) -> None:
+    """With its voxels, where they lie in a file beside it (``.raw`` of an ``.mhd``)."""
+    for path in sorted(image.parent.glob(f"{glob.escape(image.name.removesuffix(ending))}.*")):
+        shutil.copyfile(path, folder / path.name)
 
 
 def _check_labels(cases: CaseImages, labels: Mapping[str, Path]) -> None:

@@ -65,6 +65,8 @@ def segmentation_metrics(
     - ``asd_mm``: the mean of D(A, B) and D(B, A) pooled, so the larger surface weighs more;
     - ``nsd``: the share of the pooled distances that are at most ``tolerance_mm``.
 
+    A 3D image of one slice is compared as the 2D image that it is; else all of its voxels would lie on the surface.
+
     An empty structure follows ``EMPTY_RULE``: absent from both gives NaN in every field; absent from one gives 0
     and, as distance, the diagonal of the image (its voxels times their size).
 
@@ -81,6 +83,10 @@ def segmentation_metrics(
     Source: Maier-Hein et al., Metrics reloaded, Nature Methods 2024 (HD95, ASSD, NSD).
     """
     _check(reference, prediction, spacing_mm, tolerance_mm)
+    if reference.ndim == 3 and 1 in reference.shape:
+        flat = reference.shape.index(1)
+        reference, prediction = reference.squeeze(flat), prediction.squeeze(flat)
+        spacing_mm = [step for axis, step in enumerate(spacing_mm) if axis != flat]
     a, b = reference == label, prediction == label
     if not a.any() and not b.any():
         return CaseMetrics(*[float("nan")] * len(METRICS))

@@ -103,6 +103,28 @@ def test_unlabeled_images_are_in_one_folder_and_named_as_nnunet_wants(source: Pa
     assert not (tmp_path / "raw").exists()
 
 
+def test_voxels_in_a_file_of_their_own_come_along(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path / "in" / "imagesTr" / f"c[{number}]_0000.mhd")
+        write(tmp_path / "in" / "labelsTr" / f"c[{number}].mhd")
+    write(tmp_path / "in" / "imagesUnlabeled" / "u_0000.mhd")
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "file_ending": ".mhd"}
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    _raw_dataset(Protocol(**SETTINGS), tmp_path / "in", tmp_path / "raw")
+    headers = list((tmp_path / "raw").rglob("*.mhd"))
+    assert len(headers) == 17
+    for header in headers:
+        assert sitk.ReadImage(str(header)).GetOrigin() == (1.0, 2.0, 3.0)
+
+
+def test_files_without_a_voxel_size_are_refused(source: Path, tmp_path: Path) -> None:
+    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    (source / "dataset.json").write_text(json.dumps({**content, "file_ending": ".tif"}), encoding="utf-8")
+    with pytest.raises(DualCLError, match=r"source: \.tif files hold no voxel size .* Convert them to \.nii\.gz"):
+        _raw_dataset(Protocol(**SETTINGS), source, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
 def test_a_folder_keeps_its_source(tmp_path: Path) -> None:
     (tmp_path / "prepared.json").write_text(json.dumps({"source": "scans", "test": []}), encoding="utf-8")
     prepare(Protocol(**SETTINGS), tmp_path / "scans", tmp_path)

@@ -83,6 +83,18 @@ def test_two_dimensions() -> None:
     assert (scores.hd95_mm, scores.asd_mm) == (pytest.approx(2.1), pytest.approx(2.1))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_is_a_2d_image(axis: int) -> None:
+    reference = np.zeros((20, 30), dtype=bool)
+    reference[4:11, 3:20] = True
+    prediction = np.roll(reference, 3, axis=0)
+    spacing = [0.7, 2.0]
+    expected = compare(reference, prediction, spacing_mm=spacing)
+    spacing.insert(axis, 5.0)
+    masks = (np.expand_dims(mask, axis) for mask in (reference, prediction))
+    assert compare(*masks, spacing_mm=spacing) == expected
+
+
 # ---- a reference made of loops
 
 
