@@ -52,7 +52,7 @@ def draw_splits(
         raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")
     left_out = {group_of[case] for case in excluded}
     pool = sorted({group_of[case] for case in cases} - left_out)
-    if validation >= 1 and validation != int(validation):
+    if not np.isfinite(validation) or (validation >= 1 and validation != int(validation)):
         raise DualCLError(f"validation must be a share below 1 or a whole number, got {validation}.")
     if seed < 0:
         raise DualCLError(f"seed must not be negative, got {seed}.")

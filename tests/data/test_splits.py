@@ -91,6 +91,8 @@ def test_groups_may_hold_cases_of_other_datasets() -> None:
         ({"validation": -1}, "At least one labeled case, one validation case and one draw are needed"),
         ({"draws": 0}, "At least one labeled case, one validation case and one draw are needed"),
         ({"validation": 2.5}, "validation must be a share below 1 or a whole number, got 2.5"),
+        ({"validation": float("nan")}, "validation must be a share below 1 or a whole number, got nan"),
+        ({"validation": float("inf")}, "validation must be a share below 1 or a whole number, got inf"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"groups": {"case_00": "p"}}, "No group given for case_01, case_02, .*one line in the groups file"),
         ({"groups": {**GROUPS, "case_07": ""}}, "No group given for case_07"),
