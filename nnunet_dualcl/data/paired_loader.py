@@ -58,7 +58,9 @@ class PairedLoader:
         if unlabeled["data"].shape[1] == channels:
             batch["unlabeled_data"] = unlabeled["data"]
         else:
-            batch["unlabeled_weak"], batch["unlabeled_data"] = unlabeled["data"].split(channels, dim=1)
+            # contiguous, as pinned memory must be to reach a GPU without another copy in the training's own process
+            weak, strong = (view.contiguous() for view in unlabeled["data"].split(channels, dim=1))
+            batch["unlabeled_weak"], batch["unlabeled_data"] = weak, strong
         batch["unlabeled_keys"] = unlabeled["keys"]
         return batch
 

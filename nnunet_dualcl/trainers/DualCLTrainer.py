@@ -53,7 +53,7 @@ class DualCLTrainer(nnUNetTrainer):
     """Semi-supervised training with two decoders; see ``docs/method.md`` for the terms.
 
     Reads its :class:`DualCLConfig` from the file named by ``DUALCL_CONFIG`` (``dualcl train --config`` sets it).
-    Every override calls nnU-Net's own method; a test compares their signatures with nnU-Net's.
+    Overrides call nnU-Net's own method; a test compares their signatures with nnU-Net's.
     """
 
     preset: ClassVar[str] = "dualcl"
@@ -260,8 +260,9 @@ class DualCLTrainer(nnUNetTrainer):
         """nnU-Net's step on the labeled and the unlabeled patches together."""
         step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self.loss.step = step
-        labeled, unlabeled = self._halves(batch)
-        result = self._step(labeled, unlabeled, batch["target"])
+        target = self._on_device(batch["target"])
+        labeled, unlabeled = self._halves(batch, target)
+        result = self._step(labeled, unlabeled, target)
         if self.teacher is not None:
             self.teacher.update(self.dual_network, step)
         self._iteration += 1
@@ -287,10 +288,6 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _labeled_gradients(self, labeled: torch.Tensor, target: Any) -> torch.Tensor:
         """Forward and backward pass of the labeled half alone; its loss."""
-        if isinstance(target, list):
-            target = [level.to(self.device, non_blocking=True) for level in target]
-        else:
-            target = target.to(self.device, non_blocking=True)
         later = self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
         with later:
             with self._autocast():
@@ -302,11 +299,17 @@ class DualCLTrainer(nnUNetTrainer):
         """As in nnU-Net's own step."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def _halves(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _on_device(self, tensors: Any) -> Any:
+        """A tensor, or those of a list, copied to the device once for the teacher, the mixing and the loss."""
+        if isinstance(tensors, list):
+            return [self._on_device(tensor) for tensor in tensors]
+        return tensors.to(self.device, non_blocking=True)
+
+    def _halves(self, batch: dict[str, Any], target: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both halves of the batch as the decoders see them; what the teacher says of them goes to the loss."""
-        labeled = batch["data"].to(self.device, non_blocking=True)
+        labeled = self._on_device(batch["data"])
         unlabeled = batch.get("unlabeled_data")
-        unlabeled = None if unlabeled is None else unlabeled.to(self.device, non_blocking=True)
+        unlabeled = None if unlabeled is None else self._on_device(unlabeled)
         if self.teacher is None:
             return labeled, unlabeled
         judge = self._iteration % _JUDGE_EVERY == 0 or self.loss.problems.has_ignore
@@ -314,14 +317,14 @@ class DualCLTrainer(nnUNetTrainer):
         if unlabeled is None:
             return labeled, None
         weak = batch.get("unlabeled_weak")
-        weak = unlabeled if weak is None else weak.to(self.device, non_blocking=True)
+        weak = unlabeled if weak is None else self._on_device(weak)
         taught = self._teacher_labels(weak)
         if self.config.mixing == "copy_paste":
             unlabeled, taught = copy_paste(
                 unlabeled,
                 taught,
                 labeled,
-                self._known_labels(batch["target"]),
+                self._known_labels(target),
                 fraction=self.config.mixing_fraction,
                 generator=np.random.default_rng([self.config.seed, self.local_rank, self.loss.step]),
             )
@@ -330,8 +333,7 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _known_labels(self, target: Any) -> PseudoLabels:
         """Labels of the labeled half: the truth, and the teacher's where nobody annotated."""
-        truth = target[0] if isinstance(target, list) else target
-        truth = self.loss.problems.truth(truth.to(self.device, non_blocking=True))
+        truth = self.loss.problems.truth(target[0] if isinstance(target, list) else target)
         known = truth >= 0
         if not self.loss.problems.has_ignore:
             return PseudoLabels(truth, known)

@@ -61,6 +61,7 @@ def test_unlabeled_patches_are_augmented_and_placed_uniformly(
     for view in ("unlabeled_data", "unlabeled_weak"):
         assert batch[view].shape == (2, 2, *patch)
         assert torch.isfinite(batch[view]).all()
+        assert batch[view].is_contiguous()
     assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_weak", "unlabeled_keys"}
 
 

@@ -101,6 +101,17 @@ def test_ties_are_reliable_and_nan_is_not():
     assert not reliable_mask(torch.tensor([[math.nan]]), unreliable_fraction=0.0).any()
 
 
+@pytest.mark.parametrize("per_class", [False, True])
+def test_nan_moves_no_quantile(per_class):
+    entropy, labels = random_entropy(1, 400), random_labels(1, 400, num_classes=2)
+    known = torch.arange(400) % 4 > 0
+    arguments = {"unreliable_fraction": 0.5, "labels": labels if per_class else None, "num_classes": 2}
+    found = reliable_mask(torch.where(known, entropy, math.nan), **arguments)
+    if per_class:
+        arguments["labels"] = labels[:, known]
+    assert torch.equal(found[:, known], reliable_mask(entropy[:, known], **arguments))
+
+
 def test_empty_volume_gives_an_empty_mask():
     assert reliable_mask(torch.zeros(0, 4), unreliable_fraction=0.2).shape == (0, 4)
 

@@ -52,6 +52,8 @@ def test_configuration_sets_nnunets_own_numbers(toy: Any, configure: Any) -> Non
     assert numbers == (3, 4, 5)
     trainer.initialize()
     assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+    trainer.loss.step = 6  # of 3 x 4
+    assert trainer.loss.unreliable_fraction == pytest.approx(0.1)  # half of the way from 0.2 to 0
 
 
 def test_a_faulty_configuration_leaves_no_folder(toy: Any, configure: Any) -> None:

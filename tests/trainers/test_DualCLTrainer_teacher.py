@@ -91,6 +91,7 @@ def test_teacher_and_network_see_the_same_patches(toy: Any, configure: Any) -> N
     assert torch.equal(seen.teacher[1], seen.network[0][LABELED:])
     assert torch.equal(seen.teacher[2], seen.network[1][LABELED:])
     assert len(seen.teacher) == 3
+    assert trainer.loss.taught_labeled is None  # what it said of the first step's patches is not of the second's
 
 
 def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: Any) -> None:

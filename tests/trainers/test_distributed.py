@@ -93,14 +93,15 @@ def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
 
 
 def statistics(rank: int) -> dict[str, torch.Tensor]:
-    """A mean over unequal masks and a sample of unequal length."""
+    """Means over unequal masks, of which one is empty on rank 1, and a sample of unequal length."""
     values = torch.arange(4.0, requires_grad=True)
     mask = torch.arange(4) >= 3 * rank
     with shared_between_ranks():
         mean = masked_mean(values + 10 * rank, mask)
+        lone = masked_mean(values, torch.arange(4) > 2 + rank)
         sample = gathered(torch.full((2 + rank,), float(rank)), length=3, fill=-1)
     mean.backward()
-    return {"mean": mean.detach(), "gradient": values.grad, "sample": sample}
+    return {"mean": mean.detach(), "lone": lone.detach(), "gradient": values.grad, "sample": sample}
 
 
 class CrossEntropy(torch.nn.Module):
@@ -185,6 +186,7 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
         torch.testing.assert_close(single.loss.prototypes, ranks[0]["prototypes"], rtol=1e-3, atol=1e-4)
     unequal = [torch.load(toy.root / f"statistics_{rank}.pt") for rank in range(RANKS)]
     assert torch.stack([rank["mean"] for rank in unequal]).mean() == pytest.approx((0 + 1 + 2 + 3 + 13) / 5)
+    assert torch.stack([rank["lone"] for rank in unequal]).mean() == 3
     assert torch.equal(unequal[0]["gradient"], torch.full((4,), 0.4))  # the mean over ranks is 1 / 5
     for rank in unequal:
         assert rank["sample"].tolist() == [0, 0, -1, 1, 1, 1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -89,13 +90,16 @@ def test_the_winner_changes_with_the_supervised_losses() -> None:
     assert strength(gradients["logits_b"]) < 1e-7
 
 
-def test_cross_pseudo_labels_move_both() -> None:
+def test_cross_pseudo_supervision_teaches_each_the_others_label_at_every_voxel() -> None:
     output, target = leaves()
-    loss = objective(**ONLY["pseudo_label"], pseudo_label_source="cross")
+    config = DualCLConfig.preset("cps", rampup_fraction=0.0)
+    loss = SemiSupervisedLoss(CrossEntropy(), config, problems=PROBLEMS, total_steps=10)
     gradients = extra_gradients(loss, output, target)
-    for name in ("logits_a", "logits_b"):
-        assert strength(gradients[name][UNLABELED]) > 1e-4
-        assert strength(gradients[name][LABELED]) < 1e-7
+    students = {name: getattr(output, name)[0] for name in ("logits_a", "logits_b")}
+    others = dict(zip(students, reversed(students.values()), strict=True))
+    for name, student in students.items():
+        expected = functional.cross_entropy(student[UNLABELED], others[name][UNLABELED].argmax(1))
+        torch.testing.assert_close(gradients[name], torch.autograd.grad(expected, student)[0], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +229,30 @@ def test_prototypes_move_slowly_and_survive_a_state_dict() -> None:
     twin.load_state(dict(loss.state_dict()))
     assert torch.equal(twin.prototypes, loss.prototypes)
     assert torch.equal(twin.present, loss.present)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_class_that_a_step_does_not_show_keeps_its_prototype(momentum: float) -> None:
+    loss = objective(**ONLY["contrastive"], prototype_momentum=momentum)
+    loss(*leaves())
+    before = loss.prototypes.clone()
+    output, target = leaves(seed=7)
+    with torch.no_grad():
+        for logits in (output.logits_a[0], output.logits_b[0]):
+            logits[:, -1] = -100
+    loss(output, [target[0].clamp(max=CLASSES - 2)])
+    kept = (loss.prototypes == before).all(3)
+    assert torch.equal(kept, (torch.arange(CLASSES) == CLASSES - 1).expand(2, 1, -1))
+    assert loss.present.all()
+
+
+def test_a_step_keeps_no_graph() -> None:
+    output, target = leaves()
+    loss = objective(**ONLY["contrastive"])
+    loss(output, target).backward()
+    features = weakref.ref(output.features_a)
+    del output
+    assert features() is None
 
 
 @pytest.mark.parametrize("teacher", [False, True])
