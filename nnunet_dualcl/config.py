@@ -107,8 +107,8 @@ class DualCLConfig:
     teacher_view: Literal["weak", "same"] = "weak"
     """The teacher sees unlabeled patches without intensity augmentation, or exactly as the decoders see them."""
     mixing: Literal["copy_paste", "none"] = "copy_paste"
-    """Whether labeled and unlabeled patches exchange a cuboid (BCP, arXiv 2305.00673); needs the teacher. Without it the
-    teacher confirmed its errors, below stock nnU-Net (docs/benchmarks.md)."""
+    """Whether labeled and unlabeled patches exchange a cuboid (BCP, arXiv 2305.00673); needs the teacher. Without it
+    the teacher confirmed its errors, below stock nnU-Net (docs/benchmarks.md)."""
     mixing_fraction: float = 0.67
     """Edge length of that cuboid as a share of the patch's."""
     reliability: Literal["per_class", "global"] = "per_class"

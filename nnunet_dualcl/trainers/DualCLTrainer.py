@@ -104,7 +104,9 @@ class DualCLTrainer(nnUNetTrainer):
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
         network.decoder_checkpointing = self.config.decoder_checkpointing
-        self.teacher = MovingAverageTeacher(network, self.config.teacher_decay) if self.config.uses_teacher else None
+        self.teacher = None
+        if self.config.uses_teacher:
+            self.teacher = MovingAverageTeacher(network, self.config.teacher_decay, compiled=self._do_i_compile())
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """nnU-Net's; it comes between network and DDP, which waits for a gradient of whatever is not frozen by then."""

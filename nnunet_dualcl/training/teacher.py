@@ -19,16 +19,18 @@ class MovingAverageTeacher:
     Source: Mean Teacher (NeurIPS 2017, arXiv 1703.01780).
     """
 
-    def __init__(self, student: DualDecoderUNet, decay: float) -> None:
+    def __init__(self, student: DualDecoderUNet, decay: float, *, compiled: bool = False) -> None:
+        """Copy ``student``; ``compiled``: predict through torch.compile, as the student trains on a GPU."""
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         self.network.set_deep_supervision(False)
         self.network.prediction = "mean"
         self.decay = decay
+        self._predict = torch.compile(self.network) if compiled else self.network
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(B, channels, *) -> (B, C, *), mean of both decoders."""
-        logits: torch.Tensor = self.network(images)
+        logits: torch.Tensor = self._predict(images)
         return logits
 
     @torch.no_grad()

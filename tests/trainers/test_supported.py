@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
 
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import TERM_LOG_FILE
@@ -347,15 +349,22 @@ def test_pretrained_stock_weights_fill_encoder_and_decoder_a(
 
 
 @pytest.mark.parametrize("option", [{}, {"decoder_checkpointing": True}, {"low_memory": True}])
-def test_a_compiled_network_takes_the_same_step(toy: Any, configure: Any, option: dict[str, bool]) -> None:
+def test_a_compiled_network_takes_the_same_step(
+    toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch, option: dict[str, bool]
+) -> None:
+    """The graphs that torch.compile captures, without the code generator that a GPU would use."""
     results = []
     for compiled in (False, True):
         # rounding moves a voxel at the quantile over or under it: of 64 voxels one counts, of 4,096 it does not
         configure(**{**SHORT, **option, "contrastive_samples": 4096})
-        trainer = start(toy)
-        if compiled:  # the graph that torch.compile captures, without the code generator that a GPU would use
+        if compiled:
             torch._dynamo.reset()
-            trainer.network = torch.compile(trainer.network, backend="aot_eager")
+            monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+            monkeypatch.setattr(DualCLTrainer, "_do_i_compile", lambda _: True)
+        trainer = start(toy)
+        assert [isinstance(each, OptimizedModule) for each in (trainer.network, trainer.teacher._predict)] == [
+            compiled
+        ] * 2
         for _ in range(2):
             torch.manual_seed(1)
             trainer.train_step(next(trainer.dataloader_train))
