@@ -12,9 +12,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional
-
-_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class InterpolatingUpsample(nn.Module):
@@ -23,23 +20,38 @@ class InterpolatingUpsample(nn.Module):
     Takes the place of a transposed convolution whose kernel equals its stride: (B, in, *) -> (B, out, * x stride).
     The convolution runs first, at the low resolution: both operations are linear and act on different axes, so
     they commute (but for the bias, which interpolation keeps), and this order is cheaper.
+
+    Interpolation goes axis by axis, as weighted sums of neighbors, and equals torch's own (``align_corners=False``) but
+    for rounding. On a GPU torch sums up the gradient of its own in an order that changes from run to run.
     """
 
     def __init__(self, transposed: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> None:
         super().__init__()
         dimension = len(transposed.stride)
         convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimension]
-        self.stride = tuple(float(step) for step in cast(Sequence[int], transposed.stride))
-        self.mode = _LINEAR_MODES[dimension]
+        self.stride = tuple(cast(Sequence[int], transposed.stride))
         self.conv = convolution(
             transposed.in_channels, transposed.out_channels, kernel_size=1, bias=transposed.bias is not None
         )
 
     def forward(self, low: torch.Tensor) -> torch.Tensor:
         """(B, in, *) features of the stage below -> (B, out, * x stride)."""
-        return functional.interpolate(
-            self.conv(low), scale_factor=list(self.stride), mode=self.mode, align_corners=False
-        )
+        high: torch.Tensor = self.conv(low)
+        for axis, step in reversed(list(enumerate(self.stride, start=2))):  # the last one is contiguous
+            high = _interpolate(high, axis, step)
+        return high
+
+
+def _interpolate(low: torch.Tensor, axis: int, step: int) -> torch.Tensor:
+    """``step`` new voxels for each one along ``axis``, linear between voxel centers, constant beyond the outer ones."""
+    if step == 1:
+        return low
+    size = low.shape[axis]
+    before = torch.cat((low.narrow(axis, 0, 1), low.narrow(axis, 0, size - 1)), axis)
+    after = torch.cat((low.narrow(axis, 1, size - 1), low.narrow(axis, size - 1, 1)), axis)
+    offsets = [(index + 0.5) / step - 0.5 for index in range(step)]  # of the new centers, in old voxels
+    parts = [torch.lerp(low, before if offset < 0 else after, abs(offset)) for offset in offsets]
+    return torch.stack(parts, axis + 1).flatten(axis, axis + 1)
 
 
 def build_interpolating_decoder(decoder: nn.Module, encoder: nn.Module) -> nn.Module:

@@ -26,8 +26,7 @@ def check_supported(is_cascaded: bool, configuration: str, device: torch.device)
         )
     if device.type == "mps":
         raise DualCLError(
-            "Training on Apple's mps device is not supported: nobody has tested it, and decoder B's trilinear "
-            "interpolation is missing there in some versions of torch. Use -device cuda or -device cpu."
+            "Training on Apple's mps device is not supported: nobody has tested it. Use -device cuda or -device cpu."
         )
 
 
