@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -391,16 +392,18 @@ class DualCLTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        whole = io.BytesIO()  # in memory, so that the disk gets it once
+        super().save_checkpoint(whole)  # type: ignore[arg-type]
+        whole.seek(0)
+        checkpoint = torch.load(whole, map_location="cpu", weights_only=False)
+        checkpoint["dualcl"] = {
+            "config": self.config.to_mapping(),
+            "objective": {name: getattr(self.loss, name).cpu() for name in ("prototypes", "present")},
+            "term_log": self.term_log.rows,
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+        }
         remove_leftovers(Path(filename))
         with replacing(Path(filename)) as partial:
-            super().save_checkpoint(str(partial))
-            checkpoint = torch.load(partial, map_location="cpu", weights_only=False)
-            checkpoint["dualcl"] = {
-                "config": self.config.to_mapping(),
-                "objective": {name: getattr(self.loss, name).cpu() for name in ("prototypes", "present")},
-                "term_log": self.term_log.rows,
-                "teacher": None if self.teacher is None else self.teacher.state_dict(),
-            }
             torch.save(checkpoint, partial)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
