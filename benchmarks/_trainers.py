@@ -17,10 +17,9 @@ import yaml
 from nnunet_dualcl.training.environment import nnunet_folders
 
 NAME = "Dataset999_Measured"
-BATCH = 2
 
 
-def plans(patch: list[int], features: list[int]) -> dict[str, Any]:
+def plans(patch: list[int], features: list[int], batch: int) -> dict[str, Any]:
     """Plans with just what a trainer reads to build network and loss."""
     stages = len(features)
     return {
@@ -35,7 +34,7 @@ def plans(patch: list[int], features: list[int]) -> dict[str, Any]:
             "3d_fullres": {
                 "data_identifier": "p",
                 "preprocessor_name": "DefaultPreprocessor",
-                "batch_size": BATCH,
+                "batch_size": batch,
                 "patch_size": patch,
                 "spacing": [1.0, 1.0, 1.0],
                 "normalization_schemes": ["ZScoreNormalization"],
@@ -92,9 +91,8 @@ def build(trainer_class: Any, arguments: argparse.Namespace, **config: Any) -> A
         "file_ending": ".nii.gz",
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = trainer_class(
-            plans(arguments.patch, arguments.features), "3d_fullres", 0, dataset_json, torch.device(arguments.device)
-        )
+        planned = plans(arguments.patch, arguments.features, arguments.batch)
+        trainer = trainer_class(planned, "3d_fullres", 0, dataset_json, torch.device(arguments.device))
         trainer.initialize()
     trainer.network.train()
     trainer._iteration = 0

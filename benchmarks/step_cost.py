@@ -1,7 +1,8 @@
 """A DualCL step against two stock nnU-Net steps (as many samples) and against the bare dual-decoder network, and what
 its options for less memory save and cost.
 
-    python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [-o FILE]
+    python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [--batch 2]
+        [--compile] [-o FILE]
 
 The variants take turns in each round, and ratios are taken within a round, so slow phases of a shared machine hit all
 of them. Peak memory is what torch allocates, not what the process occupies. Under ``split_batch`` a step of stock
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 from _common import write
-from _trainers import BATCH, build, nnunet_folder
+from _trainers import build, nnunet_folder
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
@@ -38,18 +40,22 @@ OPTIONS = {
 }
 """Variant -> configuration."""
 
+_WARM_UP = 3
+"""Steps before the clock runs: kernels are chosen, code is compiled."""
+
 
 def batch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Noise with blocky labels, on the device, as the loaders would hand it over."""
     generator = torch.Generator().manual_seed(0)
-    target = torch.randint(arguments.classes, (BATCH, 1, *(size // 4 for size in arguments.patch)), generator=generator)
+    blocks = (arguments.batch, 1, *(size // 4 for size in arguments.patch))
+    target = torch.randint(arguments.classes, blocks, generator=generator)
     target = torch.nn.functional.interpolate(target.float(), size=arguments.patch, mode="nearest")
     levels = [
         torch.nn.functional.interpolate(target, scale_factor=0.5**level, mode="nearest")
         for level in range(len(arguments.features) - 1)
     ]
-    half = [torch.randn(BATCH, 1, *arguments.patch, generator=generator) for _ in range(2)]
-    keys = [f"case_{index}" for index in range(BATCH)]
+    half = [torch.randn(arguments.batch, 1, *arguments.patch, generator=generator) for _ in range(2)]
+    keys = [f"case_{index}" for index in range(arguments.batch)]
     return {
         "data": half[0].to(arguments.device),
         "unlabeled_data": half[1].to(arguments.device),
@@ -94,15 +100,20 @@ def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str
     sample = batch(arguments)
     both = torch.cat((sample["data"], sample["unlabeled_data"]))
     steps: dict[str, Callable[[], object]] = {}
-    if only in (None, "stock_step", "two_stock_steps", "stock_twice_the_batch"):
-        stock = build(nnUNetTrainer, arguments)
+    # a trainer sees batches of one size, as in a training: torch.compile would write other code for changing ones
+    if only in (None, "stock_twice_the_batch"):
+        larger = build(nnUNetTrainer, arguments)
         twice = {"data": both, "target": [torch.cat((level, level)) for level in sample["target"]]}
-        steps["stock_twice_the_batch"] = lambda: stock.train_step(dict(twice))
+        steps["stock_twice_the_batch"] = lambda: larger.train_step(dict(twice))
+    if only in (None, "stock_step", "two_stock_steps"):
+        stock = build(nnUNetTrainer, arguments)
         steps["stock_step"] = lambda: stock.train_step(dict(sample))
         steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
-    if only in (None, "bare_network", "bare_half", "network_and_teacher"):
+    if only in (None, "bare_half"):
+        half = build(DualCLTrainer, arguments)
+        steps["bare_half"] = lambda: bare_step(half, sample["data"])
+    if only in (None, "bare_network", "network_and_teacher"):
         bare = build(DualCLTrainer, arguments)
-        steps["bare_half"] = lambda: bare_step(bare, sample["data"])
         steps["bare_network"] = lambda: bare_step(bare, both)
         steps["network_and_teacher"] = lambda: (teach(bare, sample), bare_step(bare, both))
     for name, config in OPTIONS.items():
@@ -127,7 +138,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each variant, and medians of the ratios within rounds."""
     steps = variants(arguments)
     for step in steps.values():
-        for _ in range(2):
+        for _ in range(_WARM_UP):
             step()
     rounds = [{name: timed(step, arguments.device) for name, step in steps.items()} for _ in range(arguments.rounds)]
     ratios = {
@@ -163,9 +174,14 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs=3, default=[24, 32, 24])
     parser.add_argument("--features", type=int, nargs="+", default=[12, 24, 48])
     parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=2, help="labeled patches, and as many unlabeled ones")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, which nnU-Net turns on on a GPU")
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
     config = DualCLConfig()
+    os.environ["nnUNet_compile"] = str(arguments.compile)
+    if arguments.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # as in nnU-Net's command
     with nnunet_folder():
         result = measure_times(arguments)
         names = ("stock_step", "two_stock_steps", "stock_twice_the_batch", "bare_half", "bare_network", *OPTIONS)

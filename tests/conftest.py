@@ -154,12 +154,12 @@ class Toy:
     def trainer(
         self, trainer_class: Any, configuration: str = "3d_fullres", *, plans: Any = None, **options: Any
     ) -> Any:
-        """A trainer on the CPU for fold 0, as nnU-Net's run_training builds it."""
+        """A trainer for fold 0, on the CPU unless told otherwise, as nnU-Net's run_training builds it."""
         plans = copy.deepcopy(plans or toy_plans())
         plans["continue_training"] = options.pop("continue_training", False)
         dataset_json = options.pop("dataset_json", DATASET_JSON)
         return trainer_class(plans, configuration, options.pop("fold", 0), copy.deepcopy(dataset_json),
-                             device=torch.device("cpu"))  # fmt: skip
+                             device=torch.device(options.pop("device", "cpu")))  # fmt: skip
 
 
 def _build(root: Path) -> None:

@@ -25,13 +25,18 @@ class MovingAverageTeacher:
         self.network.set_deep_supervision(False)
         self.network.prediction = "mean"
         self.decay = decay
-        self._predict = torch.compile(self.network) if compiled else self.network
+        self._predict = torch.compile(self._forward) if compiled else self._forward
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        # compiled for itself: torch.compile takes the student's batch, of another size than the first one that it saw
+        # at the same function, for one that changes, and writes slower code for the training
+        logits: torch.Tensor = self.network(images)
+        return logits
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(B, channels, *) -> (B, C, *), mean of both decoders."""
-        logits: torch.Tensor = self._predict(images)
-        return logits
+        return self._predict(images)
 
     @torch.no_grad()
     def update(self, student: DualDecoderUNet, step: int) -> None:
