@@ -2,7 +2,7 @@
 its options for less memory save and cost.
 
     python benchmarks/step_cost.py [-device cpu|cuda] [--rounds 15] [--patch 24 32 24] [--features 12 24 48] [--batch 2]
-        [--compile] [-o FILE]
+        [--compile] [--variants stock_step bare_network dualcl] [-o FILE]
 
 The variants take turns in each round, and ratios are taken within a round, so slow phases of a shared machine hit all
 of them. Peak memory is what torch allocates, not what the process occupies. Under ``split_batch`` a step of stock
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from _common import write
 from _trainers import build, nnunet_folder
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -39,6 +40,9 @@ OPTIONS = {
     "both_options": {"low_memory": True, "decoder_checkpointing": True},
 }
 """Variant -> configuration."""
+
+_MEASURED = ("stock_step", "two_stock_steps", "stock_twice_the_batch", "bare_half", "bare_network", *OPTIONS)
+"""Variants whose memory is measured."""
 
 _WARM_UP = 3
 """Steps before the clock runs: kernels are chosen, code is compiled."""
@@ -136,7 +140,7 @@ def timed(step: Callable[[], object], device: str) -> float:
 
 def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each variant, and medians of the ratios within rounds."""
-    steps = variants(arguments)
+    steps = {name: step for name, step in variants(arguments).items() if name in arguments.variants}
     for step in steps.values():
         for _ in range(_WARM_UP):
             step()
@@ -145,6 +149,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{name} / {other}": statistics.median(row[name] / row[other] for row in rounds)
         for name in OPTIONS
         for other in ("stock_step", "stock_twice_the_batch", "two_stock_steps", "bare_network", "network_and_teacher")
+        if name in steps and other in steps
     }
     return {"seconds": {name: statistics.median(row[name] for row in rounds) for name in steps}, "ratios": ratios}
 
@@ -176,22 +181,27 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2, help="labeled patches, and as many unlabeled ones")
     parser.add_argument("--compile", action="store_true", help="torch.compile, which nnU-Net turns on on a GPU")
+    names = (*_MEASURED, "network_and_teacher")
+    parser.add_argument("--variants", nargs="+", choices=names, default=names, help="those to measure; default: all")
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
     config = DualCLConfig()
     os.environ["nnUNet_compile"] = str(arguments.compile)
+    if arguments.compile:  # in a training, each of these networks would be the only one, with batches of one size
+        torch._dynamo.config.automatic_dynamic_shapes = False
+        torch._dynamo.config.recompile_limit = 64
     if arguments.device == "cuda":
         torch.backends.cudnn.benchmark = True  # as in nnU-Net's command
     with nnunet_folder():
         result = measure_times(arguments)
-        names = ("stock_step", "two_stock_steps", "stock_twice_the_batch", "bare_half", "bare_network", *OPTIONS)
-        memory = {variant: peak_memory(arguments, variant) for variant in names}
+        memory = {variant: peak_memory(arguments, variant) for variant in _MEASURED if variant in arguments.variants}
     result["peak_memory_mib"] = memory
     result["ratios"].update(
         {
             f"memory {name} / {other}": memory[name] / memory[other]
             for name in OPTIONS
             for other in ("stock_step", "stock_twice_the_batch", "bare_half", "bare_network")
+            if name in memory and other in memory
         }
     )
     setting = {key: value for key, value in vars(arguments).items() if key != "o"}
