@@ -10,7 +10,6 @@ from nnunet_dualcl.losses._numerics import SHORTEST, full_precision, inverse_len
 from nnunet_dualcl.losses._ranks import total_over_ranks
 
 
-@torch.no_grad()
 def class_prototypes(embeddings: Tensor, labels: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     r"""Unit-length mean of the unit-length embeddings of each class.
 
@@ -38,7 +37,7 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, mask: Tensor, num_class
     check_mask("mask", mask, voxel_shape(embeddings))
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    with without_autocast(embeddings):
+    with torch.no_grad(), without_autocast(embeddings):
         f = full_precision(embeddings).flatten(2)
         unit = (f * inverse_length(f, dim=1)).nan_to_num(nan=0.0)
         classes = torch.arange(num_classes, device=f.device).view(1, -1, 1)

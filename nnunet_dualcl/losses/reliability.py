@@ -18,7 +18,7 @@ MAX_SAMPLES = 2**16
 def reliable_mask(
     entropy: Tensor,
     *,
-    unreliable_fraction: float,
+    unreliable_fraction: float | Tensor,
     labels: Tensor | None = None,
     num_classes: int | None = None,
     max_samples: int = MAX_SAMPLES,
@@ -35,7 +35,8 @@ def reliable_mask(
     Args:
         entropy: (B, *), any scale; detached.
         unreliable_fraction: alpha in [0, 1], the share called unreliable. At 0 everything is reliable; at 1
-            only the voxels of least entropy are.
+            only the voxels of least entropy are. In code that torch.compile traces, a tensor (): a number that
+            changes would be compiled anew. It is not checked, which would wait for the device.
         labels: integer (B, *), the predicted classes. Voxels outside 0..num_classes-1 are not reliable.
         num_classes: C, needed with ``labels``.
         max_samples: most voxels from which a quantile is estimated.
@@ -54,7 +55,8 @@ def reliable_mask(
             "entropy must be a floating tensor of shape (B, *) with at least one spatial axis, "
             f"got {entropy.dtype} of shape {tuple(entropy.shape)}."
         )
-    check_unit_interval("unreliable_fraction", unreliable_fraction)
+    if isinstance(unreliable_fraction, float | int):
+        check_unit_interval("unreliable_fraction", unreliable_fraction)
     if max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}.")
     h = full_precision(entropy.detach())
@@ -64,7 +66,7 @@ def reliable_mask(
             raise ValueError(f"labels need num_classes, at least 1, got {num_classes}.")
         check_labels("labels", labels, tuple(h.shape))
         eligible = eligible & is_class(labels, num_classes)
-    if unreliable_fraction == 0 or h.numel() == 0:
+    if h.numel() == 0 or (isinstance(unreliable_fraction, float | int) and unreliable_fraction == 0):
         return eligible
 
     stride = _sampling_stride(tuple(h.shape), max_samples)
@@ -84,12 +86,12 @@ def reliable_mask(
     return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])
 
 
-def _quantile(ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float) -> Tensor:
+def _quantile(ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float | Tensor) -> Tensor:
     """(1 - alpha) quantile of the ``count`` rising values that begin at ``start``; of any value where there is none."""
     # The slack keeps float32 rounding from turning alpha n = 7 into 6.9999 and hence into 6.
     unreliable = (count * (unreliable_fraction * (1 + 1e-6))).floor()
     last = (start + (count - unreliable - 1).clamp(min=0)).long().clamp(max=ranked.numel() - 1)
-    return torch.take(ranked, last)
+    return ranked.gather(0, last.reshape(-1)).reshape(last.shape)
 
 
 def _sampling_stride(shape: tuple[int, ...], max_samples: int) -> int:

@@ -136,6 +136,7 @@ class DualCLTrainer(nnUNetTrainer):
             total_steps=self.num_epochs * self.num_iterations_per_epoch,
             batch_dice=self.configuration_manager.batch_dice,
             distributed=self.is_ddp,
+            compiled=self._do_i_compile() and not self.is_ddp,
         )
         return loss.to(self.device)  # its prototypes
 

@@ -6,7 +6,8 @@ Each half of the batch, labeled and unlabeled, adds its own part, so the halves 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -45,6 +46,9 @@ OBSERVATIONS = (
 """Seen at the sampled voxels, not part of the total. The accuracies compare the labels of whoever teaches (the
 teacher, or the winner) at its reliable voxels of the *labeled* half with the truth there; foreground: voxels where
 truth or label is not background. NaN at a step in which the teacher was not asked."""
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Half(NamedTuple):
@@ -89,6 +93,7 @@ class SemiSupervisedLoss(nn.Module):
         total_steps: int,
         batch_dice: bool = False,
         distributed: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Wrap nnU-Net's loss.
 
@@ -99,13 +104,20 @@ class SemiSupervisedLoss(nn.Module):
             total_steps: length of training in steps; the ramp and the unreliable fraction follow it.
             batch_dice: whether L_u's Dice pools the patches of a batch, as the plans say of nnU-Net's own.
             distributed: count over all ranks of a distributed training.
+            compiled: run the terms through torch.compile, as nnU-Net does with its Dice. They are many small
+                operations, each of which takes a GPU longer to start than to run.
         """
         super().__init__()
+
+        def prepared(function: _Function) -> _Function:
+            return cast(_Function, torch.compile(function, dynamic=False)) if compiled else function
+
         self.supervised = supervised
         self.config = config
         self.problems = problems
         self.total_steps = total_steps
         self.distributed = distributed
+        self.compiled = compiled
         self.num_halves = 2 if config.uses_unlabeled else 1
         self.step = 0
         self.taught: PseudoLabels | None = None
@@ -116,6 +128,13 @@ class SemiSupervisedLoss(nn.Module):
         self.dice = MemoryEfficientSoftDiceLoss(
             softmax_helper_dim1, batch_dice=batch_dice, do_bg=False, smooth=1e-5, ddp=distributed
         )
+        self._assertion_disagreement = prepared(assertion_disagreement)
+        self._class_label_loss = prepared(class_label_loss)
+        self._class_prototypes = prepared(class_prototypes)
+        self._dice_loss = prepared(self._compute_dice)
+        self._mutual_verification_loss = prepared(mutual_verification_loss)
+        self._pseudo_labels_of = prepared(pseudo_labels_of)
+        self._reliability_contrastive_loss = prepared(reliability_contrastive_loss)
         # one set of prototypes for each decoder and problem (2, P, K, D); D is known from the first features
         self.register_buffer("prototypes", torch.zeros(2, problems.count, problems.num_classes, 0))
         self.register_buffer("present", torch.zeros(2, problems.count, problems.num_classes, dtype=torch.bool))
@@ -202,18 +221,20 @@ class SemiSupervisedLoss(nn.Module):
         for index, (a, b) in enumerate(zip(*map(self.problems.logits, half.logits), strict=True)):
             truth = None if half.truth is None else half.truth[:, index]
             if truth is not None and acts_on != "unlabeled":
-                parts.append(mutual_verification_loss(a, b, confidence=confidence, target=truth))
+                parts.append(self._mutual_verification_loss(a, b, confidence=confidence, target=truth))
             if acts_on != "labeled" and (truth is None or self.problems.has_ignore):
                 where = None if truth is None else truth < 0
-                parts.append(mutual_verification_loss(a, b, confidence=confidence, where=where))
+                parts.append(self._mutual_verification_loss(a, b, confidence=confidence, where=where))
         return parts
 
     def pseudo_labels(self, logits: torch.Tensor) -> PseudoLabels:
         """Labels (B, P, *) of (B, heads, *) logits and where they are reliable at the current step."""
         per_class = self.config.reliability == "per_class"
+        alpha = self.unreliable_fraction
+        fraction = torch.full((), alpha, device=logits.device) if self.compiled else alpha
         with shared_between_ranks(self.distributed):
             found = [
-                pseudo_labels_of(problem, unreliable_fraction=self.unreliable_fraction, per_class=per_class)
+                self._pseudo_labels_of(problem, unreliable_fraction=fraction, per_class=per_class)
                 for problem in self.problems.logits(logits)
             ]
         return PseudoLabels(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
@@ -240,7 +261,7 @@ class SemiSupervisedLoss(nn.Module):
         return torch.stack(losses).mean()
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:
-        loss = class_label_loss(logits, labels, reliable)
+        loss = self._class_label_loss(logits, labels, reliable)
         if self.config.pseudo_label_loss == "ce":
             return loss
         known = reliable & is_class(labels, self.problems.num_classes)
@@ -248,16 +269,18 @@ class SemiSupervisedLoss(nn.Module):
         return loss + 1 + self._minus_dice(logits, labels.unsqueeze(1), known.unsqueeze(1))
 
     def _minus_dice(self, logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        def compute(logits: torch.Tensor) -> torch.Tensor:
-            value: torch.Tensor = self.dice(logits.float(), labels, loss_mask=known.float())
-            return value
-
         # nnU-Net's Dice of a distributed training talks to the other ranks, which a second computation must not
-        return compute(logits) if self.distributed else recomputed(compute, logits)
+        if self.distributed:
+            return self._dice_loss(logits, labels, known)
+        return recomputed(self._dice_loss, logits, labels, known)
+
+    def _compute_dice(self, logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.dice(logits.float(), labels, loss_mask=known.float())
+        return value
 
     def _contrast(self, sample: _Sample) -> torch.Tensor:
         losses = [
-            reliability_contrastive_loss(
+            self._reliability_contrastive_loss(
                 embeddings,
                 sample.labels[:, problem],
                 ~predicted.reliable[:, problem],
@@ -318,7 +341,7 @@ class SemiSupervisedLoss(nn.Module):
             embeddings = torch.cat([half.embeddings[decoder] for half in halves])
             counts = torch.cat([half.predicted[decoder].reliable & half.trusted for half in halves])
             for problem in range(self.problems.count):
-                new, found = class_prototypes(
+                new, found = self._class_prototypes(
                     embeddings, labels[:, problem], counts[:, problem], self.problems.num_classes
                 )
                 old, seen = self.prototypes[decoder, problem], self.present[decoder, problem]
@@ -337,7 +360,7 @@ class SemiSupervisedLoss(nn.Module):
         if truth is None or self.num_halves == 1:
             pairs = zip(self.problems.logits(logits[0]), self.problems.logits(logits[-1]), strict=True)
             confidence = self.config.verification_confidence
-            disagree = [assertion_disagreement(a, b, confidence=confidence).float().mean() for a, b in pairs]
+            disagree = [self._assertion_disagreement(a, b, confidence=confidence).float().mean() for a, b in pairs]
             self._values["disagreement_share"] = torch.stack(disagree).mean()
             self._values["reliable_share"] = (given or predicted[0]).reliable.float().mean()
         if truth is not None:

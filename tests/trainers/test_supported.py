@@ -373,6 +373,6 @@ def test_a_compiled_network_takes_the_same_step(
             torch.manual_seed(1)
             trainer.train_step(next(trainer.dataloader_train))
         results.append(weights(trainer.dual_network))
-        assert (len(captured) >= 3) == compiled  # network, teacher, nnU-Net's Dice
+        assert (len(captured) > 8) == compiled  # network, teacher, nnU-Net's Dice, terms
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
