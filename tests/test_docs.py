@@ -290,6 +290,42 @@ def test_costs_stand_in_the_result_files() -> None:
     assert f"| **{wall:.2f}** | **{processor:.2f}** |" in page
 
 
+def test_costs_on_a_gpu_stand_in_the_result_files() -> None:
+    section = read("docs/benchmarks.md").split("On an H100 (fp16")[1].split("\n## ")[0]
+    runs = [
+        json.loads(read(f"benchmarks/results/step_cost_gpu{name}.json")) for name in ("", "_small", "_small_compiled")
+    ]
+    assert all(run["circumstances"]["commit"] in section for run in runs)
+
+    def cell(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    def assert_row(title: str, cells: list[str]) -> None:
+        assert f"| {title} | {' | '.join(cells)} |".replace("  ", " ") in section.replace("**", ""), title
+
+    for title, variant in (
+        ("stock nnU-Net", "stock_step"),
+        ("stock nnU-Net, twice the batch", "stock_twice_the_batch"),
+        ("bare network with both decoders, both halves", "bare_network"),
+        ("and the teacher's forward pass", "network_and_teacher"),
+        ("DualCL", "dualcl"),
+        ("DualCL, `low_memory`", "low_memory"),
+    ):
+        measured = [(run["seconds"].get(variant), run["peak_memory_mib"].get(variant)) for run in runs]
+        assert_row(title, [text for time, space in measured for text in (cell(time, 3), cell(space, 0))])
+    for title, pair, space in (
+        ("DualCL / bare network and teacher", "dualcl / network_and_teacher", None),
+        ("DualCL / bare network", "dualcl / bare_network", "dualcl / bare_network"),
+        ("DualCL / stock step", "dualcl / stock_step", "dualcl / stock_step"),
+        ("DualCL / stock, twice the batch", "dualcl / stock_twice_the_batch", "dualcl / stock_twice_the_batch"),
+        ("DualCL, `low_memory` / bare network, labeled half", None, "low_memory / bare_half"),
+    ):
+        ratios = [(run["ratios"].get(pair), run["ratios"].get(f"memory {space}")) for run in runs]
+        assert_row(title, [text for pair in ratios for text in (cell(pair[0], 2), cell(pair[1], 2))])
+    times = [f"{runs[0]['ratios'][f'dualcl / {other}']:.1f} times" for other in ("stock_step", "stock_twice_the_batch")]
+    assert all(words in README.read_text(encoding="utf-8") for words in times)
+
+
 def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     def dice_of(store: str, labeled: int) -> dict[str, float]:
         tables = read("docs/benchmarks.md").split(f"<!-- results of {store} -->")[1].split("<!-- end")[0]
@@ -302,6 +338,8 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     ours, exported = dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     assert f"mean Dice {ours:.3f} ({exported:.3f} exported, see below)," in text
     assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f}." in text
+    dice = dice_of("hippocampus_gpu_short", 5)
+    assert f"5 labels, {dice['DualCL']:.3f}, stock {dice['stock nnU-Net']:.3f}." in text
     dice = dice_of("openkbp_cpu", 6)
     few, ours, exported = dice["stock nnU-Net"], dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     everything = dice["stock nnU-Net, all labels"]

@@ -1,8 +1,7 @@
-"""What the CPU cannot show: CUDA's kernels, float16 and bfloat16 with a gradient scaler, inductor, nccl."""
+"""What the CPU cannot show: CUDA's kernels, float16 and bfloat16 with a gradient scaler, inductor."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.run.run_training import run_ddp
 from test_supported import HALF_PRECISION, SHORT, start, terms_of, train, weights, with_labels
-from torch import multiprocessing
 from torch._dynamo import OptimizedModule
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.export import export_stock_model
-from nnunet_dualcl.layout import TERM_LOG_FILE, trainers_folder
 from nnunet_dualcl.trainers.CPSTrainer import CPSTrainer
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
@@ -167,25 +163,3 @@ def test_nnunets_command_trains_predicts_and_runs_the_export(toy: Any, configure
         segmentations.append(np.concatenate([volume.ravel() for volume in volumes]))
     assert np.array_equal(segmentations[0], segmentations[1])
     assert (segmentations[0] == segmentations[2]).mean() > 0.98  # half precision against float32, barely trained
-
-
-def test_nccl_trains_in_a_process_of_its_own(toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's own function for a rank, as the only rank: what nccl cannot do would show."""
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "29513")
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
-    losses = {}
-    for name, options in (("joint", {}), ("low_memory", {"low_memory": True})):
-        configure(**SHORT, rampup_fraction=0.0, **options)
-        # no --disable_checkpointing, --c, --val, -pretrained_weights, --npz, --val_best; one rank in all
-        switches = (False, False, False, None, False, False, 1)
-        multiprocessing.spawn(
-            run_ddp, (toy.raw.name, "3d_fullres", 0, "DualCLTrainer", "toyPlans", *switches), nprocs=1
-        )
-        fold = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
-        rows = list(csv.DictReader((fold / TERM_LOG_FILE).open()))
-        assert len(rows) == 2
-        losses[name] = [float(row["supervised_a"]) for row in rows]
-        assert all(np.isfinite([float(value) for value in row.values()]).all() for row in rows)
-        (fold / "checkpoint_final.pth").unlink()
-    np.testing.assert_allclose(losses["joint"], losses["low_memory"], rtol=0.1)
