@@ -25,7 +25,7 @@ class MovingAverageTeacher:
         self.network.set_deep_supervision(False)
         self.network.prediction = "mean"
         self.decay = decay
-        self._predict = torch.compile(self._forward) if compiled else self._forward
+        self._predict = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         # compiled for itself: torch.compile takes the student's batch, of another size than the first one that it saw
