@@ -73,6 +73,7 @@ class DualCLTrainer(nnUNetTrainer):
         self._apply(config)
         self.term_log = TermLog()
         self.unlabeled_keys: list[str] = []
+        self._skipped = 0
 
     def _apply(self, config: DualCLConfig) -> None:
         self.config = config
@@ -258,7 +259,6 @@ class DualCLTrainer(nnUNetTrainer):
             self._seed_epoch()
             if isinstance(self.dataloader_train.data_loader, PairedLoader):
                 self.dataloader_train.data_loader.restart()
-        self._skipped = 0
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step on the labeled and the unlabeled patches together."""
