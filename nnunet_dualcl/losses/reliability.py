@@ -55,7 +55,7 @@ def reliable_mask(
             "entropy must be a floating tensor of shape (B, *) with at least one spatial axis, "
             f"got {entropy.dtype} of shape {tuple(entropy.shape)}."
         )
-    if isinstance(unreliable_fraction, float | int):
+    if not isinstance(unreliable_fraction, Tensor):
         check_unit_interval("unreliable_fraction", unreliable_fraction)
     if max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}.")
@@ -66,8 +66,10 @@ def reliable_mask(
             raise ValueError(f"labels need num_classes, at least 1, got {num_classes}.")
         check_labels("labels", labels, tuple(h.shape))
         eligible = eligible & is_class(labels, num_classes)
-    if h.numel() == 0 or (isinstance(unreliable_fraction, float | int) and unreliable_fraction == 0):
+    if h.numel() == 0 or (not isinstance(unreliable_fraction, Tensor) and unreliable_fraction == 0):
         return eligible
+    if isinstance(unreliable_fraction, Tensor):  # at 0 also voxels above all of the sample are reliable
+        h = torch.where(unreliable_fraction > 0, h, 0.0)
 
     stride = _sampling_stride(tuple(h.shape), max_samples)
     sample = gathered(h.flatten()[::stride], length=max_samples, fill=math.nan)

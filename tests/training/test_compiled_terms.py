@@ -96,8 +96,14 @@ def test_pseudo_labels_are_one_graph_whatever_the_fraction(per_class: bool) -> N
     assert len(graphs) == 1
 
 
-def test_a_fraction_may_be_a_tensor() -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("labels", [None, torch.arange(100).reshape(2, 50) % 3])
+def test_a_fraction_may_be_a_tensor(fraction: float, labels: torch.Tensor | None) -> None:
+    """Also where the quantile is that of a sample, which may miss the voxel of most entropy."""
     entropy = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
-    expected = reliable_mask(entropy, unreliable_fraction=0.3)
-    assert torch.equal(reliable_mask(entropy, unreliable_fraction=torch.tensor(0.3)), expected)
-    assert 0 < expected.sum() < entropy.numel()
+    entropy[1, 47] = 2.0
+    options = {"labels": labels, "num_classes": None if labels is None else 4, "max_samples": 20}
+    expected = reliable_mask(entropy, unreliable_fraction=fraction, **options)
+    found = reliable_mask(entropy, unreliable_fraction=torch.tensor(fraction), **options)
+    assert torch.equal(found, expected)
+    assert expected.all() == (fraction == 0)
