@@ -18,7 +18,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +99,32 @@ def teach(trainer: DualCLTrainer, sample: dict[str, Any]) -> torch.Tensor:
         return trainer.teacher.logits(sample["unlabeled_weak"])
 
 
-def variants(arguments: argparse.Namespace, only: str | None = None) -> dict[str, Callable[[], object]]:
-    """Name -> one step."""
+def variants(arguments: argparse.Namespace, chosen: Collection[str]) -> dict[str, Callable[[], object]]:
+    """Name -> one step, of the chosen ones; no other trainer is built."""
     sample = batch(arguments)
     both = torch.cat((sample["data"], sample["unlabeled_data"]))
     steps: dict[str, Callable[[], object]] = {}
     # a trainer sees batches of one size, as in a training: torch.compile would write other code for changing ones
-    if only in (None, "stock_twice_the_batch"):
+    if "stock_twice_the_batch" in chosen:
         larger = build(nnUNetTrainer, arguments)
         twice = {"data": both, "target": [torch.cat((level, level)) for level in sample["target"]]}
         steps["stock_twice_the_batch"] = lambda: larger.train_step(dict(twice))
-    if only in (None, "stock_step", "two_stock_steps"):
+    if not {"stock_step", "two_stock_steps"}.isdisjoint(chosen):
         stock = build(nnUNetTrainer, arguments)
         steps["stock_step"] = lambda: stock.train_step(dict(sample))
         steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
-    if only in (None, "bare_half"):
+    if "bare_half" in chosen:
         half = build(DualCLTrainer, arguments)
         steps["bare_half"] = lambda: bare_step(half, sample["data"])
-    if only in (None, "bare_network", "network_and_teacher"):
+    if not {"bare_network", "network_and_teacher"}.isdisjoint(chosen):
         bare = build(DualCLTrainer, arguments)
         steps["bare_network"] = lambda: bare_step(bare, both)
         steps["network_and_teacher"] = lambda: (teach(bare, sample), bare_step(bare, both))
     for name, config in OPTIONS.items():
-        if only in (None, name):
+        if name in chosen:
             trainer = build(DualCLTrainer, arguments, **config)
             steps[name] = lambda trainer=trainer: trainer.train_step(dict(sample))
-    return steps if only is None else {only: steps[only]}
+    return {name: step for name, step in steps.items() if name in chosen}
 
 
 def timed(step: Callable[[], object], device: str) -> float:
@@ -140,7 +140,7 @@ def timed(step: Callable[[], object], device: str) -> float:
 
 def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each variant, and medians of the ratios within rounds."""
-    steps = {name: step for name, step in variants(arguments).items() if name in arguments.variants}
+    steps = variants(arguments, arguments.variants)
     for step in steps.values():
         for _ in range(_WARM_UP):
             step()
@@ -156,7 +156,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory(arguments: argparse.Namespace, variant: str) -> float:
     """MiB that two steps allocate beyond what was there before: activations, gradients, optimizer state."""
-    step = variants(arguments, variant)[variant]
+    step = variants(arguments, [variant])[variant]
     gc.collect()
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from test_DualCLTrainer_teacher import stop_after
 from test_supported import HALF_PRECISION, SHORT, start, terms_of, train, weights, with_labels
 from torch._dynamo import OptimizedModule
 
@@ -61,8 +62,9 @@ def test_every_trainer_trains_to_the_end(toy: Any, configure: Any, trainer_class
         assert {tensor.device.type for tensor in part.state_dict().values() if torch.is_tensor(tensor)} <= {"cuda"}
     on_the_cpu = toy.trainer(trainer_class, continue_training=True)
     on_the_cpu.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    loaded = weights(on_the_cpu.dual_network)
     for name, value in weights(trainer.dual_network).items():
-        assert torch.equal(value.cpu(), weights(on_the_cpu.dual_network)[name]), name
+        assert torch.equal(value.cpu(), loaded[name]), name
 
 
 def test_the_papers_form_trains(toy: Any, configure: Any) -> None:
@@ -121,19 +123,10 @@ def test_a_continued_training_goes_on_as_an_uninterrupted_one(
     """Up to the order in which a GPU adds up."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     configure(**{**SHORT, "num_iterations_per_epoch": 3, "rampup_fraction": 1.0})
-    original = DualCLTrainer.on_epoch_end
-
-    def stop(self: Any) -> None:
-        self.save_every = 1
-        original(self)
-        if self.current_epoch == 1:
-            raise KeyboardInterrupt
-
     interrupted = toy.trainer(DualCLTrainer, device="cuda")
-    with monkeypatch.context() as patch:
-        patch.setattr(DualCLTrainer, "on_epoch_end", stop)
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.run_training()
+    stop_after(interrupted, 1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
     resumed = toy.trainer(DualCLTrainer, continue_training=True, device="cuda")
     resumed.load_checkpoint(str(Path(interrupted.output_folder) / "checkpoint_latest.pth"))
     assert resumed.grad_scaler.state_dict() == interrupted.grad_scaler.state_dict()
@@ -141,9 +134,10 @@ def test_a_continued_training_goes_on_as_an_uninterrupted_one(
     resumed.run_training()
     whole = toy.trainer(DualCLTrainer, device="cuda")
     whole.run_training()
+    after = weights(resumed.dual_network)
     for name, value in weights(whole.dual_network).items():
         moved = (value - middle[name]).abs().max()
-        assert (value - weights(resumed.dual_network)[name]).abs().max() <= 0.05 * moved + 1e-6, name
+        assert (value - after[name]).abs().max() <= 0.05 * moved + 1e-6, name
     torch.testing.assert_close(resumed.loss.prototypes, whole.loss.prototypes, rtol=0.05, atol=0.01)
 
 

@@ -15,7 +15,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch._dynamo import lookup_backend
+from torch._dynamo import OptimizedModule, lookup_backend
 
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
@@ -354,7 +354,7 @@ COMPILED: list[tuple[Any, str, dict[str, Any]]] = [
     (DualCLTrainer, "classes", {}),
     (DualCLTrainer, "classes", {"decoder_checkpointing": True}),
     (DualCLTrainer, "classes", {"low_memory": True}),
-    (DualCLTrainer, "regions_ignore", {"unlabeled_batch_size": 3}),
+    (DualCLTrainer, "regions_ignore", {"unlabeled_batch_size": 3, "initial_lr": 0.001}),  # else its loss diverges
     (DualCLTrainer, "classes", PAPER),
     (UAMTTrainer, "regions", {}),
     (CPSTrainer, "ignore", {}),
@@ -383,6 +383,9 @@ def test_a_compiled_network_takes_the_same_step(
             monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=capture))
             monkeypatch.setattr(DualCLTrainer, "_do_i_compile", lambda _: True)
         trainer = start(toy, trainer_class, dataset_json=dataset_json)
+        assert isinstance(trainer.network, OptimizedModule) == compiled
+        if trainer.teacher is not None:
+            assert (trainer.teacher._predict != trainer.teacher._forward) == compiled
         graphs = []
         for _ in range(3):
             torch.manual_seed(1)
@@ -392,4 +395,4 @@ def test_a_compiled_network_takes_the_same_step(
         assert (graphs[0] > 4) == compiled  # network, nnU-Net's Dice, terms
         assert graphs[0] == graphs[-1]  # nothing is compiled anew as fraction and ramp move
     for name, value in results[0].items():
-        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
