@@ -1,5 +1,7 @@
 """ACDC, the Automated Cardiac Diagnosis Challenge: two annotated frames of the heart's cycle for each patient.
 
+The files state their voxel size in pixdim; their sform holds directions alone, with axes of length 1.
+
 Bernard et al., IEEE Transactions on Medical Imaging 37:2514, 2018.
 """
 
@@ -86,7 +88,7 @@ def plan(
         role = ROLES[part_of[patient]] if part_of is not None else Role.TEST if tested else Role.LABELED
         label_path = None if label is None or role is Role.UNLABELED else files[label]
         paths = (files[image], *([] if label_path is None else [label_path]))
-        load = partial(load_volumes, paths[:1], label_path)
+        load = partial(load_volumes, paths[:1], label_path, unit_sform=True)
         cases.append(SourceCase(f"{patient}_frame{frame:02d}", patient, role, load, paths, where))
     if not cases:
         raise DualCLError(
@@ -171,10 +173,10 @@ def _between(patient: str, relative: str | None, files: dict[str, Path], annotat
             name=f"{patient}_frame{frame:02d}",
             patient=patient,
             role=Role.UNLABELED,
-            load=partial(load_4d, path, None, (frame - 1,)),
+            load=partial(load_4d, path, None, (frame - 1,), unit_sform=True),
             files=(path,),
             where=f"{relative}, frame {frame}",
         )
-        for frame in range(1, num_volumes(path) + 1)
+        for frame in range(1, num_volumes(path, unit_sform=True) + 1)
         if frame not in annotated
     ]

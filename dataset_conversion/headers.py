@@ -70,15 +70,21 @@ class Header:
         return math.prod(self.size) * self.voxel_bytes
 
 
-def read_header(path: Path, ending: str) -> Header:
+def read_header(path: Path, ending: str, *, unit_sform: bool = False) -> Header:
     """Header of a file with one of the known endings.
+
+    Args:
+        path: of the file.
+        ending: of its name, in small letters.
+        unit_sform: let a NIfTI's sform pass whose axes have length 1 where pixdim states another voxel size. It states
+            directions alone then, and pixdim holds, as it does for SimpleITK.
 
     Raises:
         DualCLError: it is no such file, is damaged, or describes what is no volume of numbers.
     """
     try:
         if ending.startswith(".nii"):
-            return _nifti(path, compressed=ending == ".nii.gz")
+            return _nifti(path, compressed=ending == ".nii.gz", unit_sform=unit_sform)
         return _nrrd(path) if ending in (".nrrd", ".nhdr") else _meta_image(path)
     except (OSError, EOFError, zlib.error, struct.error, ValueError, KeyError) as error:
         raise DualCLError(f"{path}: cannot be read: damaged or not of this format. {AGAIN} ({error})") from None
@@ -134,7 +140,7 @@ def _uncompressed_length(header: Header, at_most: int) -> int:
     return length
 
 
-def _nifti(path: Path, *, compressed: bool) -> Header:
+def _nifti(path: Path, *, compressed: bool, unit_sform: bool) -> Header:
     with gzip.open(path) if compressed else path.open("rb") as stream:
         block = stream.read(_NIFTI2)
     if len(block) < _NIFTI1:
@@ -160,7 +166,8 @@ def _nifti(path: Path, *, compressed: bool) -> Header:
     edges = np.abs(fields["pixdim"][1:4])  # their signs mean nothing
     if int(fields["sform_code"]) > 0 and _stated(edges) is not None:
         by_sform = np.linalg.norm([fields[f"srow_{axis}"][:3] for axis in "xyz"], axis=0)
-        if not np.allclose(by_sform, edges, rtol=0.01):
+        bare = unit_sform and np.allclose(by_sform, 1, rtol=1e-3)
+        if not bare and not np.allclose(by_sform, edges, rtol=0.01):
             raise ValueError(f"voxel size {edges.tolist()} by pixdim and {by_sform.tolist()} by sform")
     return Header(
         size=size,

@@ -30,12 +30,15 @@ def ending_of(path: Path) -> str | None:
     return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
 
 
-def read_volume(path: Path, *, spacing_mm: tuple[float, float, float] | None = None) -> sitk.Image:
+def read_volume(
+    path: Path, *, spacing_mm: tuple[float, float, float] | None = None, unit_sform: bool = False
+) -> sitk.Image:
     """A 3D image of one number a voxel.
 
     Args:
         path: of any of ``ENDINGS``.
         spacing_mm: voxel size (x, y, z) for files whose header has none; None refuses them. A header that has one wins.
+        unit_sform: of :func:`~nnunet_dualcl.dataset_conversion.headers.read_header`.
 
     Raises:
         DualCLError: naming the file, what is wrong with it and what would mend it: absent, empty, truncated, not of
@@ -53,7 +56,7 @@ def read_volume(path: Path, *, spacing_mm: tuple[float, float, float] | None = N
         raise DualCLError(f"{path}: is no file.")
     if empty:
         raise DualCLError(f"{path}: is empty. {AGAIN}")
-    header = read_header(path, ending)
+    header = read_header(path, ending, unit_sform=unit_sform)
     check_length(path, header)
     if header.edges_mm is None and spacing_mm is None:
         raise DualCLError(

@@ -1,12 +1,14 @@
 """ACDC's folders: two annotated frames a patient, the others in a 4D file, patients on one side."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from synthetic_volumes import slabs, volume, write
+from synthetic_volumes import OBLIQUE, SPACING, slabs, volume, write
 
 from nnunet_dualcl.dataset_conversion import acdc
 from nnunet_dualcl.dataset_conversion.plan import Plan
@@ -27,6 +29,16 @@ def tree(folder: Path, *patients: int) -> Path:
             write(folder / f"{name}_frame{frame:02d}_gt.nii.gz", volume(slabs(1, 2, 3), np.uint8))
         (folder / f"{name}_Info.cfg").with_name("Info.cfg").write_text(f"ED: 1\nES: 3\nNbFrame: {FRAMES}\n")
     return folder
+
+
+def scale_sform(path: Path, length: float) -> None:
+    """Give the axes of a NIfTI's sform this length, and leave pixdim and qform as they are."""
+    content = gzip.decompress(path.read_bytes())
+    header = nibabel.Nifti1Header(content[:348])
+    affine = header.get_sform()
+    affine[:3, :3] *= length / np.array(SPACING)
+    header.set_sform(affine, code=2)
+    path.write_bytes(gzip.compress(header.binaryblock + content[348:]))
 
 
 def roles(plan: Plan) -> dict[str, str]:
@@ -85,6 +97,31 @@ def test_conversion_keeps_the_split(tmp_path: Path) -> None:
     assert report.folds[0]["val"] == ["patient028_frame01", "patient028_frame03"]
     assert len(list((report.target / "labelsTr").iterdir())) == 4
     assert len(list((report.target / "imagesUnlabeled").iterdir())) == 6
+
+
+def test_voxels_are_as_large_as_pixdim_says_where_the_sform_has_axes_of_length_1(tmp_path: Path) -> None:
+    """As in the challenge's files."""
+    for path in tree(tmp_path / "database", 50, 99).rglob("*.nii.gz"):
+        scale_sform(path, 1)
+    report = acdc.convert(tmp_path / "database", tmp_path / "Dataset027_ACDC", usual_split=True, labeled=1, frames=True)
+    assert report.exit_code == 0
+    names = (
+        "imagesTr/patient099_frame01_0000",
+        "labelsTr/patient099_frame01",
+        "imagesUnlabeled/patient050_frame02_0000",
+    )
+    for name in names:
+        written = sitk.ReadImage(str(report.target / f"{name}.nii.gz"))
+        assert written.GetSpacing() == pytest.approx(SPACING)
+        assert written.GetDirection() == pytest.approx(OBLIQUE, abs=1e-6)
+        assert nibabel.load(report.target / f"{name}.nii.gz").header.get_zooms() == pytest.approx(SPACING)
+
+
+def test_another_size_in_the_sform_is_refused(tmp_path: Path) -> None:
+    path = tree(tmp_path, 7) / "training/patient007/patient007_frame01.nii.gz"
+    scale_sform(path, 1.2)
+    with pytest.raises(DualCLError, match=r"by pixdim and .* by sform"):
+        acdc.plan(tmp_path).cases[0].load()
 
 
 def test_labels_of_unlabeled_cases_are_not_opened(tmp_path: Path) -> None:

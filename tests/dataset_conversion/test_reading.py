@@ -231,6 +231,10 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     "no voxel size": (_nifti(76, "8f", *[1.0] + [0.0] * 7), "states no voxel size"),
     "voxel size NaN": (_nifti(80, "f", float("nan")), "states no voxel size"),
     "two voxel sizes": (_nifti(80, "f", 2.5), "by pixdim and .* by sform"),
+    "two voxel sizes, one of them 1": (
+        _nifti(280, "12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0),
+        "by pixdim and .* by sform",
+    ),
     "no voxel size, nrrd": (_text(b"space directions:", b"#", ".nrrd"), "states no voxel size"),
     "voxel size NaN, nrrd": (
         _text(b"space directions:", b"space directions: (1,0,0) (0,nan,0) (0,0,1)", ".nrrd"),
