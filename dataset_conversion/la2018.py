@@ -34,11 +34,17 @@ from nnunet_dualcl.errors import DualCLError
 
 SPACING_MM = (0.625, 0.625, 0.625)
 """Of every scan, by the challenge's page."""
+_UNSTATED_MM = (1.0, 1.0, 1.0)
+"""In the header of every NRRD file of the release, which holds no size at all."""
 IMAGE, LABEL, H5 = "lgemri.nrrd", "laendo.nrrd", "mri_norm2.h5"
 _H5_NOTE = (
     "h5 files: the voxel size is set to 0.625 mm; they state neither it nor an orientation. They were normalized, and "
     "cropped in x and y around the TRUE left atrium with a margin of 10 to 19 voxels, test cases too: scores are not "
     "comparable with those on whole scans, and for a new patient no such crop exists"
+)
+_NRRD_NOTE = (
+    "NRRD files: their headers state a voxel size of 1 mm, which is that of no scan; in its place 0.625 mm is set, the "
+    "challenge's"
 )
 _ABOUT = {
     "reference": "https://www.cardiacatlas.org/atriaseg2018-challenge",
@@ -102,9 +108,9 @@ def plan(
         damaged=tuple(damaged),
         value_map={1: 1, 255: 1},
         split=(split,),
-        notes=notes if images else (_H5_NOTE, *notes),
+        notes=(*notes, _NRRD_NOTE) if images else (_H5_NOTE, *notes),
         about=_ABOUT,
-        settings={"files": IMAGE if images else H5},
+        settings={"files": f"{IMAGE}, 1 mm read as 0.625 mm" if images else H5},
     )
 
 
@@ -135,6 +141,9 @@ def _h5_case(path: Path, name: str, role: Role, where: str) -> SourceCase:
 
 def _load_nrrd(image: Path, label: Path | None) -> Scan:
     scan = load_volumes((image,), label, spacing_mm=SPACING_MM)
+    for volume in (*scan.channels, *([] if scan.label is None else [scan.label])):
+        if np.allclose(volume.GetSpacing(), _UNSTATED_MM, rtol=1e-3):
+            volume.SetSpacing(SPACING_MM)
     spacing = scan.channels[0].GetSpacing()
     if np.allclose(spacing, SPACING_MM, rtol=1e-3):
         return scan

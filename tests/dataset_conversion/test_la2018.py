@@ -55,6 +55,18 @@ def test_nrrd_folders_by_the_usual_list(tmp_path: Path) -> None:
     assert len(list((report.target / "imagesUnlabeled").iterdir())) == 2
 
 
+def test_the_voxel_size_that_every_header_states_is_not_taken_for_one(tmp_path: Path) -> None:
+    """The release's files say 1 mm, left-posterior-superior, from the origin; all of them."""
+    for name, values in (("lgemri", np.arange(693).reshape(SIZE_ZYX) % 200), ("laendo", slabs(255))):
+        image = sitk.GetImageFromArray(values.astype(np.uint8))
+        write(tmp_path / "in" / TRAIN[0] / f"{name}.nrrd", image, compress=False)
+    report = la2018.convert(tmp_path / "in", tmp_path / "Dataset018_LA")
+    assert report.exit_code == 0
+    assert any("0.625 mm is set" in note for note in report.plan.notes)
+    for name in (f"imagesTr/{TRAIN[0]}_0000", f"labelsTr/{TRAIN[0]}"):
+        assert sitk.ReadImage(str(report.target / f"{name}.nii.gz")).GetSpacing() == pytest.approx(SPACING)
+
+
 def test_labels_of_unlabeled_cases_are_not_opened(tmp_path: Path) -> None:
     for seed, name in enumerate(TRAIN[:2]):
         nrrd_case(tmp_path, name, seed)
