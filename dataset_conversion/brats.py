@@ -39,6 +39,9 @@ _RELEASE = re.compile(r"BraTS(?:-[A-Za-z]+|\d+)?", re.IGNORECASE)
 _PATIENT = r"(?i:BraTS-[A-Za-z]+-\d+|BraTS[^\s,/-]+)"
 """In a line of a list; a session after the patient's number is passed over."""
 _LABELS = {"necrotic core": 1, "edema": 2, "enhancing tumor": 3}
+_PEDIATRIC = {"2023": {1: 1, 2: 2, 3: 3}, "2024": {1: 3, 2: 1, 3: 1, 4: 2}}
+"""Values of BraTS-PED by the year of the release -> ours. Since 2024 they are enhancing tumor, tumor that does not
+enhance, cyst, edema; in 2023 the second and third were one."""
 _REGIONS: dict[str, int | list[int]] = {"whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": 3}
 _REGIONS_ORDER = (2, 1, 3)
 """What is left of the whole tumor outside its core is edema, of the core outside what enhances necrosis."""
@@ -54,6 +57,7 @@ def plan(
     *,
     regions: bool = False,
     unlabeled_test: bool = False,
+    pediatric: str | None = None,
     labeled: int | None = None,
     val: int = 0,
     train_list: Path | None = None,
@@ -65,13 +69,16 @@ def plan(
         source: folder of one release.
         regions: train on whole tumor, tumor core and enhancing tumor, as the challenge scores them.
         unlabeled_test: cases without a label (the challenge's validation set) become unlabeled instead of test cases.
+        pediatric: year of a release of BraTS-PED, 2023, or 2024 for later ones too: they number the labels in two ways,
+            and nothing in the files tells which.
         labeled: with lists: the first so many patients stay labeled, the rest of the training list is unlabeled.
         val: with lists: the last so many patients of the training list are for validation.
         train_list: names of patients or cases, a line each, in order.
         test_list: the same for testing.
 
     Raises:
-        DualCLError: no such folder, no case in it, cases of several releases, lists that will not do.
+        DualCLError: no such folder, no case in it, cases of several releases, labels of BraTS-PED without a year, lists
+            that will not do.
     """
     lists = read_lists(train_list, test_list, _PATIENT)
     if lists is None and (labeled is not None or val):
@@ -90,7 +97,19 @@ def plan(
             f"{source}: holds several releases ({', '.join(releases)}), which share patients under other names, and "
             "label enhancing tumor by 3 or by 4. Convert one of them by itself."
         )
-    since_2023 = "-" in releases[0]
+    value_map = {1: 1, 2: 2, 3: 3} if "-" in releases[0] else {1: 1, 2: 2, 4: 3}
+    is_pediatric = releases[0].lower() == "brats-ped"
+    if pediatric is not None:
+        if not is_pediatric or pediatric not in _PEDIATRIC:
+            raise DualCLError(
+                f"--pediatric must be {' or '.join(_PEDIATRIC)}, and is for BraTS-PED; got {pediatric!r}."
+            )
+        value_map = _PEDIATRIC[pediatric]
+    elif is_pediatric and any(len(CHANNELS) in paths for paths in found.values()):
+        raise DualCLError(
+            f"{source}: in BraTS-PED of 2023 enhancing tumor is label 3, since 2024 label 1, under the same names. Say "
+            "of which year it is: --pediatric 2023, or --pediatric 2024 for 2024 and later."
+        )
     cases = []
     damaged: list[Refusal] = []
     for name, paths in sorted(found.items()):
@@ -134,7 +153,7 @@ def plan(
         refused=tuple(refused),
         damaged=tuple(damaged),
         regions_class_order=_REGIONS_ORDER if regions else None,
-        value_map={1: 1, 2: 2, 3: 3} if since_2023 else {1: 1, 2: 2, 4: 3},
+        value_map=value_map,
         split=None if split is None else (split,),
         notes=notes,
         about=_ABOUT,
@@ -149,6 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this kind."""
     parser.add_argument("--regions", action="store_true", help="whole tumor, tumor core, enhancing tumor as regions")
     parser.add_argument("--unlabeled-test", action="store_true", help="cases without a label are unlabeled, not test")
+    parser.add_argument(
+        "--pediatric", choices=tuple(_PEDIATRIC), help="year of BraTS-PED's labels; 2024 for later ones too"
+    )
     add_list_arguments(parser, "with lists of your own")
 
 
@@ -157,6 +179,7 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "regions": arguments.regions,
         "unlabeled_test": arguments.unlabeled_test,
+        "pediatric": arguments.pediatric,
         **list_keywords(arguments),
     }
 

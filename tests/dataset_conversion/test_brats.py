@@ -128,6 +128,33 @@ def test_label_4_of_later_releases_is_not_taken_for_enhancing_tumor(tmp_path: Pa
     assert "holds 4, which stand for nothing" in report.failed[0].reason
 
 
+@pytest.mark.parametrize(
+    ("year", "values", "expected"), [("2023", (1, 2, 3), (1, 2, 3)), ("2024", (1, 2, 3, 4), (3, 1, 1, 2))]
+)
+def test_labels_of_children_are_those_of_their_year(
+    tmp_path: Path, year: str, values: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Since 2024 they are enhancing, not enhancing, cyst, edema, under names of the same form."""
+    name = "BraTS-PED-00001-000"
+    case(tmp_path, name, 3)
+    write(tmp_path / name / f"{name}-seg.nii.gz", volume(slabs(*values), np.uint8))
+    with pytest.raises(DualCLError, match="Say of which year it is: --pediatric 2023"):
+        brats.plan(tmp_path)
+    assert brats.convert(tmp_path, tmp_path / "Dataset137_BraTS", pediatric=year).exit_code == 0
+    written = sitk.ReadImage(str(tmp_path / f"Dataset137_BraTS/labelsTr/{name}.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), slabs(*expected))
+
+
+def test_the_year_of_childrens_labels_is_for_them(tmp_path: Path) -> None:
+    case(tmp_path / "adults", "BraTS-GLI-00001-000", 3)
+    with pytest.raises(DualCLError, match="is for BraTS-PED"):
+        brats.plan(tmp_path / "adults", pediatric="2024")
+    case(tmp_path / "children", "BraTS-PED-00001-000", None)
+    with pytest.raises(DualCLError, match="must be 2023 or 2024"):
+        brats.plan(tmp_path / "children", pediatric="2022")
+    assert [each.role.value for each in brats.plan(tmp_path / "children").cases] == ["test"]
+
+
 def test_names_since_2023_may_lack_a_session(tmp_path: Path) -> None:
     case(tmp_path, "BraTS-GoAT-00001", 3)
     (found,) = brats.plan(tmp_path).cases

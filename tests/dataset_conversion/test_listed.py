@@ -101,6 +101,7 @@ def test_the_published_lists_are_whole() -> None:
         ("pancreas_ct", "--split coranet --turn-labels y", {"split": "coranet", "turn_labels": "y"}),
         ("acdc", "--usual-split --frames --labeled 7", {"usual_split": True, "frames": True, "labeled": 7}),
         ("brats", "--regions --train-list a --test-list b", {"regions": True, "train_list": Path("a")}),
+        ("brats", "--pediatric 2024", {"pediatric": "2024"}),
         ("flare22", "--unlabeled 200", {"unlabeled": 200}),
         ("msd", "--unlabeled-test", {"unlabeled_test": True}),
     ],
