@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
 
 ENDING = ".nii.gz"
+_AMOS = re.compile(r"amos_(\d{4})")
+_AMOS_LAST_CT = 500
+"""Scans of AMOS with a higher number are MR, of other patients."""
 
 
 def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
@@ -30,7 +34,8 @@ def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
         unlabeled_test: take the images of ``imagesTs``, which have no labels, as unlabeled cases.
 
     Raises:
-        DualCLError: no ``dataset.json`` there, or none of a task.
+        DualCLError: no ``dataset.json`` there, or none of a task, or that of AMOS, which lists CT and MR as one
+            channel.
     """
     content = _description(source)
     validated: set[str] = set()
@@ -48,6 +53,13 @@ def plan(source: Path, *, unlabeled_test: bool = False) -> Plan:
             listed.append((Role.UNLABELED if unlabeled_test else Role.TEST, image, None))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DualCLError(f"{source / 'dataset.json'}: not as the Decathlon's ({error!r}).") from None
+    numbers = [int(match[1]) for _, image, _ in listed if (match := _AMOS.fullmatch(_name(image)))]
+    if numbers and min(numbers) <= _AMOS_LAST_CT < max(numbers):
+        raise DualCLError(
+            f"{source / 'dataset.json'}: AMOS lists CT scans (to amos_0500) and MR scans (above) together, as channel "
+            f"{', '.join(channels)}; they are of different patients, and nnU-Net normalizes CT by Hounsfield units. "
+            "Take one of the two with dualcl convert folder, as docs/how_to/convert_public.md shows."
+        )
     refused = []
     damaged = []
     cases: dict[str, SourceCase] = {}

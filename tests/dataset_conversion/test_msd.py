@@ -86,6 +86,17 @@ def test_a_list_for_validation_becomes_the_fold(tmp_path: Path) -> None:
     assert splits == [{"train": ["heart_02"], "val": ["heart_01"]}]
 
 
+def test_ct_and_mr_of_amos_are_not_one_channel(tmp_path: Path) -> None:
+    """Its ``dataset.json`` lists both, MR from number 501 on."""
+    ct = [{"image": f"./imagesTr/amos_{n}.nii.gz", "label": f"./labelsTr/amos_{n}.nii.gz"} for n in ("0001", "0410")]
+    mr = [{"image": "./imagesVa/amos_0507.nii.gz", "label": "./labelsVa/amos_0507.nii.gz"}]
+    test = [{"image": "./imagesTs/amos_0500.nii.gz"}]
+    folder = task(tmp_path / "amos22", ("CT",), training=ct, validation=mr, test=test)
+    with pytest.raises(DualCLError, match=r"CT scans \(to amos_0500\) and MR scans \(above\) together"):
+        msd.plan(folder)
+    assert len(msd.plan(task(tmp_path / "ct", ("CT",), training=ct, test=test)).damaged) == 3  # the files are not there
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
