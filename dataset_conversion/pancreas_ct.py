@@ -179,15 +179,15 @@ def _without_copies(lists: Lists) -> tuple[Lists, tuple[str, ...]]:
 
 
 def _load(folder: Path, label: Path | None, turn: str | None) -> Scan:
-    image = _read_series(folder)
+    image, backwards = _read_series(folder)
     if label is None:
         return Scan((image,), None)
-    fitted, note = _fitted(read_volume(label), image, turn)
+    fitted, note = _fitted(read_volume(label), image, turn, backwards=backwards)
     return Scan((image,), fitted, (note,))
 
 
-def _read_series(folder: Path) -> sitk.Image:
-    """The only series of a folder, in the order of its positions.
+def _read_series(folder: Path) -> tuple[sitk.Image, bool]:
+    """The only series of a folder, in the order of its positions, and whether the numbers of its slices go down in it.
 
     Raises:
         DualCLError: no series, several, one that cannot be read, or slices that are missing.
@@ -204,6 +204,7 @@ def _read_series(folder: Path) -> sitk.Image:
             [float(part) for part in reader.GetMetaData(index, "0020|0032").split("\\")]
             for index in range(image.GetSize()[2])
         ]
+        numbers = [int(reader.GetMetaData(index, "0020|0013")) for index in range(image.GetSize()[2])]
     except (RuntimeError, ValueError) as error:
         raise DualCLError(
             f"{folder}: cannot be read. Download it again. ({' '.join(str(error).split())[-240:]})"
@@ -216,14 +217,17 @@ def _read_series(folder: Path) -> sitk.Image:
             f"{folder}: its slices are {distances.min():.3g} to {distances.max():.3g} mm apart; some are missing or "
             "there twice. Download it again."
         )
-    return image
+    return image, numbers == sorted(numbers, reverse=True)
 
 
-def _fitted(label: sitk.Image, image: sitk.Image, turn: str | None) -> tuple[sitk.Image, str]:
+def _fitted(
+    label: sitk.Image, image: sitk.Image, turn: str | None, *, backwards: bool = False
+) -> tuple[sitk.Image, str]:
     """The label on its scan's grid, and a note on how it fits.
 
-    Labels belong to their scans voxel by voxel, in the order of the DICOM slices along their normal; tools that follow
-    the header of one of the two turn labels over. So the label's header is left aside.
+    Labels belong to their scans voxel by voxel, slices in the order of their numbers (InstanceNumber); tools that
+    follow the header of one of the two turn labels over. So the label's header is left aside. ``backwards``: the slices
+    of the image are in the opposite order.
 
     Raises:
         DualCLError: sizes differ, the label is empty or does not fit, or it fits better turned and no turn was chosen.
@@ -233,7 +237,7 @@ def _fitted(label: sitk.Image, image: sitk.Image, turn: str | None) -> tuple[sit
             f"the label has {label.GetSize()} voxels, its scan {image.GetSize()}. Is it the label of this scan, and is "
             "the series complete?"
         )
-    values = whole_numbers(label)
+    values = whole_numbers(label)[:: -1 if backwards else 1]
     if not values.any():
         raise DualCLError("the label is background in every voxel. Download it again.")
     intensities = sitk.GetArrayViewFromImage(image)

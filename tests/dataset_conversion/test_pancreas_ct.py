@@ -33,9 +33,18 @@ def scan(seed: int = 0) -> np.ndarray:
 
 
 def write_case(
-    root: Path, number: str, label: np.ndarray | None, *, seed: int = 0, left_out: int | None = None
+    root: Path,
+    number: str,
+    label: np.ndarray | None,
+    *,
+    seed: int = 0,
+    left_out: int | None = None,
+    columns: str = "0\\-1\\0",
 ) -> Path:
-    """A series as the archive has it, with file names in reverse order, and a label whose header is not its scan's."""
+    """A series as the archive has it, with file names in reverse order, and a label whose header is not its scan's.
+
+    ``columns``: where they point to; with ``0\\1\\0`` the slices' numbers go down along their normal.
+    """
     folder = root / f"Pancreas-CT/PANCREAS_{number}/11-24-2015/Pancreas-63502"
     folder.mkdir(parents=True)
     writer = sitk.ImageFileWriter()
@@ -54,7 +63,7 @@ def write_case(
             "0020|000e": f"1.2.3.{int(number)}.0",
             "0020|0013": str(index + 1),
             "0020|0032": f"-100\\150\\{500 - SPACING[2] * index}",
-            "0020|0037": "1\\0\\0\\0\\-1\\0",
+            "0020|0037": f"1\\0\\0\\{columns}",
             "0028|1052": "0",
             "0028|1053": "1",
         }
@@ -85,6 +94,16 @@ def test_series_and_label_belong_together_voxel_by_voxel_whatever_the_headers_sa
     np.testing.assert_array_equal(sitk.GetArrayFromImage(loaded.label), pancreas())
     assert loaded.label.GetOrigin() == image.GetOrigin()
     assert loaded.notes[0].startswith("label turned: none; label voxels from -50 to 200 HU by turn: none 100%")
+
+
+def test_labels_follow_the_numbers_of_the_slices(tmp_path: Path) -> None:
+    """As in code that pairs them by InstanceNumber, whichever way slices are sorted by position."""
+    write_case(tmp_path, "0057", pancreas(), columns="0\\1\\0")
+    (case,) = pancreas_ct.plan(tmp_path).cases
+    loaded = case.load()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(loaded.channels[0]), scan()[::-1])
+    assert loaded.label is not None
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(loaded.label), pancreas()[::-1])
 
 
 @pytest.mark.parametrize(("axes", "turn"), [((1,), "y"), ((0,), "z"), ((0, 1), "yz")])
