@@ -22,6 +22,7 @@ def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
     The patch size is not among it: plans of several presets share one folder of labeled cases, as they do in nnU-Net.
     """
     decisive = {
+        "reader": plans["image_reader_writer"],  # some turn the axes
         "spacing": configuration["spacing"],
         "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
         "preprocessor": configuration["preprocessor_name"],
@@ -34,9 +35,12 @@ def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
 
 
 def other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:
-    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp."""
+    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp.
+
+    A value that an older stamp does not hold is taken for the same.
+    """
     stamped = read_stamp(folder)
-    return [key for key, value in decisive.items() if stamped.get(key) != value] if stamped else []
+    return [key for key, value in decisive.items() if stamped.get(key, value) != value]
 
 
 def read_stamp(folder: Path) -> dict[str, Any]:
