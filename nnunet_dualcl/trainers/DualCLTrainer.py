@@ -420,6 +420,11 @@ class DualCLTrainer(nnUNetTrainer):
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()
         different = [f"{name} {asked[name]} (stored: {kept[name]})" for name in kept if asked[name] != kept[name]]
+        if different and self.was_initialized:
+            raise DualCLError(
+                f"Network and loss of this trainer were built for another configuration than that of "
+                f"{filename_or_checkpoint}: {', '.join(different)}. Load it into a new trainer, before initialize()."
+            )
         if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
                 f"{os.environ[CONFIG_VARIABLE]} asks for {', '.join(different)}. A training that goes on keeps the "

@@ -224,6 +224,22 @@ def test_resume_continues_with_the_stored_configuration(toy: Any, configure: Any
     assert resumed.optimizer.param_groups[0]["lr"] < 1e-2
 
 
+def test_a_trainer_built_for_another_configuration_refuses_a_checkpoint(toy: Any, configure: Any) -> None:
+    configure(**SHORT, pseudo_label_source="winner", mixing="none")
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    trainer.load_checkpoint(str(path))
+    configure(**SHORT)
+    other = toy.trainer(DualCLTrainer)
+    other.initialize()
+    message = r"checkpoint_latest\.pth: pseudo_label_source teacher \(stored: winner\), .*before initialize\(\)"
+    with pytest.raises(DualCLError, match=message):
+        other.load_checkpoint(str(path))
+    assert other.config.pseudo_label_source == "teacher"
+
+
 def stop_after(trainer: Any, epochs: int) -> Any:
     original = trainer.on_epoch_end
 
