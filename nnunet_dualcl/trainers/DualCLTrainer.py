@@ -217,6 +217,8 @@ class DualCLTrainer(nnUNetTrainer):
             return
         try:
             super().run_training()
+            if self.is_ddp:
+                dist.barrier()  # rank 0 writes the checkpoints, and --val_best reads one on every rank
         finally:
             for augmenter in (self.dataloader_train, self.dataloader_val):
                 if hasattr(augmenter, "_finish"):
