@@ -74,7 +74,12 @@ def identity(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def changed(properties_file: Path, files: Sequence[Path]) -> bool:
-    """Whether a preprocessed case was made of other images; contents are read where only the time differs."""
+    """Whether a preprocessed case was made of other images; contents are read where only the time differs.
+
+    Links to images that are not at hand (a disk that this machine has not) tell nothing, so the case counts as it is.
+    """
+    if not all(path.exists() for path in files):
+        return False
     with properties_file.open("rb") as stream:
         made_of = pickle.load(stream).get(MADE_OF, [])
     now = [(path.name, path.stat().st_size) for path in files]

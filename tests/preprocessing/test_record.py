@@ -76,3 +76,14 @@ def test_a_case_has_changed_with_names_sizes_or_contents_of_its_images_not_with_
     assert changed(properties, files)
     properties.write_bytes(pickle.dumps({}))  # of an early version
     assert changed(properties, files)
+
+
+def test_a_link_to_an_image_that_is_not_at_hand_is_no_change(tmp_path: Path) -> None:
+    image, link, properties = tmp_path / "elsewhere.nii", tmp_path / "a_0000.nii", tmp_path / "a.pkl"
+    image.write_bytes(b"one")
+    link.symlink_to(image)
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity([link])}))
+    image.unlink()
+    assert not changed(properties, [link])
+    image.write_bytes(b"two")
+    assert changed(properties, [link])
