@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -99,6 +100,8 @@ class DualCLTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As nnU-Net's, from the configured seed and with the configured use of decoder B."""
         check_supported(self.is_cascaded, self.configuration_name, self.device)
+        # a subclass may have set numbers of its own, as nnU-Net's variants do: what is stored must say so
+        self.config = replace(self.config, **{name: getattr(self, name) for name in _NNUNET_FIELDS})
         seed_global_streams(self.config.seed)
         super().initialize()
         self._plans_batch_size: int = self.batch_size  # type: ignore[has-type]  # of this process
@@ -204,7 +207,7 @@ class DualCLTrainer(nnUNetTrainer):
         self.batch_size = whole - unlabeled
         # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none, and in a distributed training
         # a part that it reckoned for the whole batch: then by chance, its own option
-        self.probabilistic_oversampling = self.batch_size == 1 or self.is_ddp
+        self.probabilistic_oversampling |= self.batch_size == 1 or self.is_ddp
         return unlabeled
 
     # ---- training
