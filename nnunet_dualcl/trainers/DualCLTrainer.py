@@ -37,7 +37,7 @@ from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
-from nnunet_dualcl.training.preflight import check_split, check_supported
+from nnunet_dualcl.training.preflight import check_shares, check_split, check_supported
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
@@ -230,6 +230,9 @@ class DualCLTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Check the split and prepare the unlabeled cases before anything long starts."""
         check_supported(self.is_cascaded, self.configuration_name, self.device)
+        if self.is_ddp:
+            plans = self.configuration_manager
+            check_shares(plans.batch_size, dist.get_world_size(), batch_dice=plans.batch_dice)
         listed = check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
         if listed:
             self.print_to_log_file(

@@ -15,6 +15,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.losses import shared_between_ranks
 from nnunet_dualcl.losses._numerics import masked_mean
 from nnunet_dualcl.losses._ranks import gathered
@@ -99,6 +100,10 @@ def found_at_the_end(toy: Toy, configuration: str, rank: int) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DUALCL_CONFIG", configuration)
         trainer = toy.trainer(DualCLTrainer, plans=plans(toy))
+        uneven = plans(toy)
+        uneven["configurations"]["3d_fullres"]["batch_size"] = 2 * RANKS + 1
+        with pytest.raises(DualCLError, match=r"2 GPUs cannot share a batch of 5 evenly.* -num_gpus 1,"):
+            toy.trainer(DualCLTrainer, plans=uneven).on_train_start()
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     save = trainer.save_checkpoint
 
