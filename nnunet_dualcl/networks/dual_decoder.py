@@ -118,7 +118,10 @@ class DualDecoderUNet(nn.Module):
         logits_a, features_a = self._decode(self.decoder, skips)
         if not self.second_decoder or (not self.training and self.prediction == "a"):
             return logits_a
-        logits_b, features_b = self._decode(self.decoder_b, skips if self.encoder_b is None else self.encoder_b(x))
+        if self.encoder_b is not None:
+            del skips  # of decoder A alone
+            skips = self.encoder_b(x)
+        logits_b, features_b = self._decode(self.decoder_b, skips)
         if self.training:
             return DualOutput(logits_a, logits_b, features_a, features_b)
         if isinstance(logits_a, list):
@@ -182,11 +185,12 @@ def _has_dropout(module: nn.Module) -> bool:
 
 
 def _keep_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    layer.seen_features = inputs[0]  # type: ignore[assignment]
+    # evaluation hands out logits alone; features of decoder A would stay in memory while decoder B runs
+    layer.seen_features = inputs[0] if layer.training else None  # type: ignore[assignment]
 
 
 def _decode(decoder: nn.Module, skips: list[torch.Tensor]) -> tuple[Any, torch.Tensor]:
-    """Run nnU-Net's decoder as it is; also hand out what its last segmentation layer read."""
+    """Run nnU-Net's decoder as it is; in training also hand out what its last segmentation layer read."""
     layer = _last_layer(decoder)
     try:
         return decoder(skips), cast(torch.Tensor, layer.seen_features)

@@ -46,6 +46,10 @@ def fault_of(job: Job, case: str, files: list[Path]) -> str | None:
 
 
 def _preprocess_case(job: Job, case: str, files: list[Path]) -> None:
+    # folds that start together preprocess the same cases: what one has finished may be in use by its training
+    finished = job.folder / f"{case}{PROPERTIES_ENDING}"
+    if finished.is_file():
+        return
     plans_manager = PlansManager(job.plans)
     configuration = plans_manager.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -65,6 +69,8 @@ def _preprocess_case(job: Job, case: str, files: list[Path]) -> None:
             configuration,
             job.dataset_json,
         )
+        if finished.is_file():
+            return
         written = sorted(Path(partial_folder).iterdir(), key=lambda path: path.suffix == PROPERTIES_ENDING)
         for path in written:
             os.replace(path, job.folder / path.name)

@@ -22,6 +22,7 @@ def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
     The patch size is not among it: plans of several presets share one folder of labeled cases, as they do in nnU-Net.
     """
     decisive = {
+        "reader": plans["image_reader_writer"],  # some turn the axes
         "spacing": configuration["spacing"],
         "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
         "preprocessor": configuration["preprocessor_name"],
@@ -34,9 +35,12 @@ def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
 
 
 def other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:
-    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp."""
+    """What the plans say otherwise than those that the folder is stamped with; nothing where it has no stamp.
+
+    A value that an older stamp does not hold is taken for the same.
+    """
     stamped = read_stamp(folder)
-    return [key for key, value in decisive.items() if stamped.get(key) != value] if stamped else []
+    return [key for key, value in decisive.items() if stamped.get(key, value) != value]
 
 
 def read_stamp(folder: Path) -> dict[str, Any]:
@@ -70,7 +74,12 @@ def identity(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def changed(properties_file: Path, files: Sequence[Path]) -> bool:
-    """Whether a preprocessed case was made of other images; contents are read where only the time differs."""
+    """Whether a preprocessed case was made of other images; contents are read where only the time differs.
+
+    Links to images that are not at hand (a disk that this machine has not) tell nothing, so the case counts as it is.
+    """
+    if not all(path.exists() for path in files):
+        return False
     with properties_file.open("rb") as stream:
         made_of = pickle.load(stream).get(MADE_OF, [])
     now = [(path.name, path.stat().st_size) for path in files]

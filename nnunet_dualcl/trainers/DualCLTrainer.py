@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -36,7 +37,7 @@ from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
-from nnunet_dualcl.training.preflight import check_split, check_supported
+from nnunet_dualcl.training.preflight import check_shares, check_split, check_supported
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
@@ -99,6 +100,8 @@ class DualCLTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As nnU-Net's, from the configured seed and with the configured use of decoder B."""
         check_supported(self.is_cascaded, self.configuration_name, self.device)
+        # a subclass may have set numbers of its own, as nnU-Net's variants do: what is stored must say so
+        self.config = replace(self.config, **{name: getattr(self, name) for name in _NNUNET_FIELDS})
         seed_global_streams(self.config.seed)
         super().initialize()
         self._plans_batch_size: int = self.batch_size  # type: ignore[has-type]  # of this process
@@ -204,7 +207,7 @@ class DualCLTrainer(nnUNetTrainer):
         self.batch_size = whole - unlabeled
         # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none, and in a distributed training
         # a part that it reckoned for the whole batch: then by chance, its own option
-        self.probabilistic_oversampling = self.batch_size == 1 or self.is_ddp
+        self.probabilistic_oversampling |= self.batch_size == 1 or self.is_ddp
         return unlabeled
 
     # ---- training
@@ -217,6 +220,8 @@ class DualCLTrainer(nnUNetTrainer):
             return
         try:
             super().run_training()
+            if self.is_ddp:
+                dist.barrier()  # rank 0 writes the checkpoints, and --val_best reads one on every rank
         finally:
             for augmenter in (self.dataloader_train, self.dataloader_val):
                 if hasattr(augmenter, "_finish"):
@@ -225,6 +230,9 @@ class DualCLTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Check the split and prepare the unlabeled cases before anything long starts."""
         check_supported(self.is_cascaded, self.configuration_name, self.device)
+        if self.is_ddp:
+            plans = self.configuration_manager
+            check_shares(plans.batch_size, dist.get_world_size(), batch_dice=plans.batch_dice)
         listed = check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
         if listed:
             self.print_to_log_file(
@@ -420,6 +428,11 @@ class DualCLTrainer(nnUNetTrainer):
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()
         different = [f"{name} {asked[name]} (stored: {kept[name]})" for name in kept if asked[name] != kept[name]]
+        if different and self.was_initialized:
+            raise DualCLError(
+                f"Network and loss of this trainer were built for another configuration than that of "
+                f"{filename_or_checkpoint}: {', '.join(different)}. Load it into a new trainer, before initialize()."
+            )
         if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
                 f"{os.environ[CONFIG_VARIABLE]} asks for {', '.join(different)}. A training that goes on keeps the "

@@ -30,6 +30,21 @@ def check_supported(is_cascaded: bool, configuration: str, device: torch.device)
         )
 
 
+def check_shares(batch_size: int, num_gpus: int, *, batch_dice: bool) -> None:
+    """Refuse GPUs that share a batch unevenly where its Dice is pooled: nnU-Net gathers a value of each patch from all
+    of them at once, and processes with different numbers of patches abort or wait for ever.
+
+    Raises:
+        DualCLError: naming a number of GPUs that works.
+    """
+    if batch_dice and batch_size % num_gpus:
+        fitting = max(number for number in range(1, num_gpus) if batch_size % number == 0)
+        raise DualCLError(
+            f"{num_gpus} GPUs cannot share a batch of {batch_size} evenly, which nnU-Net's Dice needs with batch_dice, "
+            f"as these plans have it. Use -num_gpus {fitting}, or plans with another batch_size."
+        )
+
+
 def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | str) -> list[str]:
     """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -146,6 +147,23 @@ def test_evaluation_averages_logits_or_uses_a(architecture: Any, deep_supervisio
     else:
         torch.testing.assert_close(mean, (both.logits_a + both.logits_b) / 2)
         assert torch.equal(only_a, both.logits_a)
+
+
+@pytest.mark.parametrize("two_encoders", [False, True])
+def test_evaluation_keeps_nothing_of_decoder_a_but_its_logits(architecture: Any, two_encoders: bool) -> None:
+    unet = build(architecture, 3, False)[1]
+    network = DualDecoderUNet(unet, second_encoder=build_other_encoder(unet.encoder) if two_encoders else None).eval()
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    network.decoder.seg_layers[-1].register_forward_hook(lambda _, inputs, __: seen.append(weakref.ref(inputs[0])))
+    if two_encoders:
+        network.encoder.register_forward_hook(lambda _, __, skips: seen.extend(map(weakref.ref, skips)))
+    first_of_b = network.encoder_b if two_encoders else network.decoder_b
+    first_of_b.register_forward_pre_hook(lambda *_: alive.append(sum(kept() is not None for kept in seen)))
+    with torch.no_grad():
+        network(patch(3))
+    assert len(seen) == (4 if two_encoders else 1)
+    assert alive == [0]
 
 
 def test_prediction_choice_travels_in_the_state_dict(architecture: Any) -> None:

@@ -9,7 +9,11 @@ import pytest
 
 from nnunet_dualcl.preprocessing.record import changed, decisive_values, identity, other_values
 
-PLANS = {"transpose_forward": [0, 1, 2], "foreground_intensity_properties_per_channel": {"0": {"mean": 1.5}}}
+PLANS = {
+    "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2],
+    "foreground_intensity_properties_per_channel": {"0": {"mean": 1.5}},
+}
 CONFIGURATION = {
     "spacing": (2.5, 1.0, 1.0),
     "normalization_schemes": ["CTNormalization"],
@@ -24,6 +28,7 @@ CONFIGURATION = {
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
+        ("image_reader_writer", "NibabelIOWithReorient", ["reader"]),
         ("spacing", (2.0, 1.0, 1.0), ["spacing"]),
         ("normalization_schemes", ["ZScoreNormalization"], ["normalization"]),
         ("use_mask_for_norm", [True], ["normalization"]),
@@ -46,6 +51,15 @@ def test_all_that_decides_what_a_case_looks_like_is_compared(
     assert other_values(tmp_path, decisive_values(plans, configuration)) == named
 
 
+def test_what_an_older_stamp_does_not_hold_is_no_difference(tmp_path: Path) -> None:
+    older = decisive_values(PLANS, CONFIGURATION)
+    del older["reader"]
+    (tmp_path / "dualcl_preprocessed.json").write_text(json.dumps(older), encoding="utf-8")
+    assert other_values(tmp_path, decisive_values(PLANS, CONFIGURATION)) == []
+    other = decisive_values({**PLANS, "transpose_forward": [1, 0, 2]}, CONFIGURATION)
+    assert other_values(tmp_path, other) == ["transposition"]
+
+
 def test_a_case_has_changed_with_names_sizes_or_contents_of_its_images_not_with_their_time(tmp_path: Path) -> None:
     files = [tmp_path / "a_0000.nii", tmp_path / "a_0001.nii"]
     for file in files:
@@ -62,3 +76,14 @@ def test_a_case_has_changed_with_names_sizes_or_contents_of_its_images_not_with_
     assert changed(properties, files)
     properties.write_bytes(pickle.dumps({}))  # of an early version
     assert changed(properties, files)
+
+
+def test_a_link_to_an_image_that_is_not_at_hand_is_no_change(tmp_path: Path) -> None:
+    image, link, properties = tmp_path / "elsewhere.nii", tmp_path / "a_0000.nii", tmp_path / "a.pkl"
+    image.write_bytes(b"one")
+    link.symlink_to(image)
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity([link])}))
+    image.unlink()
+    assert not changed(properties, [link])
+    image.write_bytes(b"two")
+    assert changed(properties, [link])

@@ -300,6 +300,24 @@ def test_another_training_may_start_at_the_same_time(preprocessed: Path, monkeyp
     assert run().done == ["listed", "u0", "u1", "u2"]
 
 
+def test_cases_that_another_training_finishes_meanwhile_are_left_alone(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be reading their files already."""
+    original, finished = DefaultPreprocessor.run_case_npy, []
+
+    def another_finishes_all(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(DefaultPreprocessor, "run_case_npy", original)
+            finished.append({case: times(preprocessed / FOLDER, case) for case in run().done})
+        return original(*arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_npy", another_finishes_all)
+    assert run().done == ["listed", "u0", "u1", "u2"]
+    (before,) = finished  # the cases after the first were not begun
+    assert {case: times(preprocessed / FOLDER, case) for case in before} == before
+
+
 def test_plans_that_share_the_labeled_folder_share_the_unlabeled_one(preprocessed: Path) -> None:
     done = run().done
     plans = make_plans()

@@ -224,6 +224,52 @@ def test_resume_continues_with_the_stored_configuration(toy: Any, configure: Any
     assert resumed.optimizer.param_groups[0]["lr"] < 1e-2
 
 
+def test_a_trainer_built_for_another_configuration_refuses_a_checkpoint(toy: Any, configure: Any) -> None:
+    configure(**SHORT, pseudo_label_source="winner", mixing="none")
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    trainer.load_checkpoint(str(path))
+    configure(**SHORT)
+    other = toy.trainer(DualCLTrainer)
+    other.initialize()
+    message = r"checkpoint_latest\.pth: pseudo_label_source teacher \(stored: winner\), .*before initialize\(\)"
+    with pytest.raises(DualCLError, match=message):
+        other.load_checkpoint(str(path))
+    assert other.config.pseudo_label_source == "teacher"
+
+
+class OneEpochTrainer(DualCLTrainer):
+    """Numbers and options of its own, set as nnU-Net's variants set theirs."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 1
+        self.probabilistic_oversampling = True
+
+
+def test_what_a_subclass_sets_holds_and_is_stored(toy: Any, configure: Any) -> None:
+    configure(**SHORT, split_batch=True)
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"]["batch_size"] = 4
+    trainer = toy.trainer(OneEpochTrainer, plans=plans)
+    trainer.run_training()
+    assert trainer.probabilistic_oversampling
+    folder = Path(trainer.output_folder)
+    assert yaml.safe_load((folder / CONFIG_FILE).read_text())["num_epochs"] == 1
+    again = toy.trainer(OneEpochTrainer, plans=plans, continue_training=True)
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    assert (again.num_epochs, again.current_epoch) == (1, 1)  # --c does not go on
+
+
 def stop_after(trainer: Any, epochs: int) -> Any:
     original = trainer.on_epoch_end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.losses import shared_between_ranks
 from nnunet_dualcl.losses._numerics import masked_mean
 from nnunet_dualcl.losses._ranks import gathered
@@ -87,9 +89,32 @@ def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
             },
             root / f"{form}_{rank}.pt",
         )
+    torch.save(found_at_the_end(toy, configurations["teacher"], rank), root / f"end_{rank}.pt")
     torch.save(statistics(rank), root / f"statistics_{rank}.pt")
     torch.save(step_of_the_loss([rank], distributed=True), root / f"loss_{rank}.pt")
     dist.destroy_process_group()
+
+
+def found_at_the_end(toy: Toy, configuration: str, rank: int) -> list[str]:
+    """Checkpoints that a rank finds after a training whose rank 0 takes its time to write them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUALCL_CONFIG", configuration)
+        trainer = toy.trainer(DualCLTrainer, plans=plans(toy))
+        uneven = plans(toy)
+        uneven["configurations"]["3d_fullres"]["batch_size"] = 2 * RANKS + 1
+        with pytest.raises(DualCLError, match=r"2 GPUs cannot share a batch of 5 evenly.* -num_gpus 1,"):
+            toy.trainer(DualCLTrainer, plans=uneven).on_train_start()
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    save = trainer.save_checkpoint
+
+    def save_slowly(filename: str) -> None:
+        if rank == 0:
+            time.sleep(1)
+        save(filename)
+
+    trainer.save_checkpoint = save_slowly
+    trainer.run_training()
+    return sorted(path.name for path in Path(trainer.output_folder).glob("checkpoint_*"))
 
 
 def statistics(rank: int) -> dict[str, torch.Tensor]:
@@ -184,6 +209,8 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
             difference = (value - ranks[0]["after"][name]).abs().max()
             assert difference <= 0.01 * moved + 1e-5, (form, name)
         torch.testing.assert_close(single.loss.prototypes, ranks[0]["prototypes"], rtol=1e-3, atol=1e-4)
+    for rank in range(RANKS):  # --val_best reads one on every rank
+        assert torch.load(toy.root / f"end_{rank}.pt") == ["checkpoint_best.pth", "checkpoint_final.pth"]
     unequal = [torch.load(toy.root / f"statistics_{rank}.pt") for rank in range(RANKS)]
     assert torch.stack([rank["mean"] for rank in unequal]).mean() == pytest.approx((0 + 1 + 2 + 3 + 13) / 5)
     assert torch.stack([rank["lone"] for rank in unequal]).mean() == 3
