@@ -49,8 +49,8 @@ def prepare(patch: list[int], features: list[int]) -> Path:
     return folder
 
 
-def wait(trainer_class: Any, folder: Path, workers: int, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Seconds a step waits for its batch, and seconds a step takes without that."""
+def wait(trainer_class: Any, folder: Path, workers: int, arguments: argparse.Namespace) -> tuple[list[float], float]:
+    """Seconds that each step waits for its batch, and seconds that a step takes on average without that."""
     plans = json.loads((folder / f"{PLANS}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -62,18 +62,29 @@ def wait(trainer_class: Any, folder: Path, workers: int, arguments: argparse.Nam
     try:
         for _ in range(3):
             trainer.train_step(next(trainer.dataloader_train))
-        waited = worked = 0.0
+        waited, worked = [], 0.0
         for _ in range(arguments.steps):
             started = time.perf_counter()
             batch = next(trainer.dataloader_train)
             arrived = time.perf_counter()
             trainer.train_step(batch)  # nnU-Net reads the loss back, so the device has finished
-            waited += arrived - started
+            waited.append(arrived - started)
             worked += time.perf_counter() - arrived
     finally:
         for augmenter in (trainer.dataloader_train, trainer.dataloader_val):
             augmenter._finish()
-    return waited / arguments.steps, worked / arguments.steps
+    return waited, worked / arguments.steps
+
+
+def summary(rounds: list[tuple[list[float], float]]) -> dict[str, float]:
+    """The median step's wait, and medians over rounds of the mean wait, of the step and of the wait's share of it."""
+    means = [(statistics.mean(waited), step) for waited, step in rounds]
+    return {
+        "median_wait_s": statistics.median(seconds for waited, _ in rounds for seconds in waited),
+        "mean_wait_s": statistics.median(wait for wait, _ in means),
+        "step_s": statistics.median(step for _, step in means),
+        "share": statistics.median(wait / (wait + step) for wait, step in means),
+    }
 
 
 def main() -> None:
@@ -98,14 +109,7 @@ def main() -> None:
                 {name: wait(trainer, folder, workers, arguments) for name, trainer in trainers.items()}
                 for _ in range(arguments.rounds)
             ]
-            result[f"{workers} workers"] = {
-                name: {
-                    "waited_s": statistics.median(row[name][0] for row in rounds),
-                    "step_s": statistics.median(row[name][1] for row in rounds),
-                    "share": statistics.median(row[name][0] / sum(row[name]) for row in rounds),
-                }
-                for name in trainers
-            }
+            result[f"{workers} workers"] = {name: summary([row[name] for row in rounds]) for name in trainers}
     setting = {key: value for key, value in vars(arguments).items() if key != "o"}
     write(arguments.o, {"waiting": result, "setting": setting})
 
