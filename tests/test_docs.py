@@ -276,9 +276,16 @@ def test_costs_stand_in_the_result_files() -> None:
     times = [f"{ratio[f'dualcl / {other}']:.1f} times" for other in ("stock_step", "stock_twice_the_batch")]
     assert all(words in README.read_text(encoding="utf-8") for words in times)
     assert f"({memory['bare_half'] / memory['stock_step']:.2f} times stock's memory on the same patches)" in page
-    waiting = json.loads(read("benchmarks/results/loader_wait.json"))["waiting"]["1 workers"]
-    for trainer, words in (("dualcl", "waits {:.1f} ms for its batch"), ("stock", "a stock step {:.1f} ms for its 2")):
-        assert words.format(1000 * waiting[trainer]["waited_s"]) in " ".join(page.split())
+    for name in ("loader_wait", "loader_wait_small"):
+        result = json.loads(read(f"benchmarks/results/{name}.json"))
+        patch = "\N{MULTIPLICATION SIGN}".join(map(str, result["setting"]["patch"]))
+        for workers, trainers in result["waiting"].items():
+            for trainer, title in (("stock", "stock nnU-Net"), ("dualcl", "DualCL")):
+                median, mean, own = (
+                    1000 * trainers[trainer][key] for key in ("median_wait_s", "mean_wait_s", "step_s")
+                )
+                row = f"| {workers.split()[0]} | {patch} | {title} | {median:.2f} | {mean:.2f} | {own:.0f} |"
+                assert row in page
     kills = json.loads(read("benchmarks/results/kill_while_saving.json"))
     assert f"of {kills['kills']} processes killed" in page
     assert f"all {kills['loadable']} left a loadable checkpoint" in " ".join(page.split())
