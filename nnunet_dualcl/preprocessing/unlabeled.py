@@ -220,7 +220,8 @@ def preprocess_unlabeled(
     before = read_stamp(folder)
     recorded = before.get(IMAGES_UNLABELED, []) if in_folder is None else sorted(in_folder)
     stamp = {**decisive, IMAGES_UNLABELED: recorded}
-    if stamp != before:  # a finished folder may be read-only
+    # a finished folder may be read-only; what an older stamp does not hold comes with the next change
+    if force or stamp != {**decisive, **before}:
         write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps(stamp, indent=1) + "\n")
     report = PreprocessReport(folder)
     # seconds, unless all files were copied and their contents have to be read

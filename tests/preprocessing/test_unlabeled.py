@@ -500,6 +500,11 @@ def test_a_finished_folder_may_be_read_only(preprocessed: Path, monkeypatch: pyt
     done = ensure(preprocessed)
     monkeypatch.setattr("nnunet_dualcl.preprocessing.unlabeled.write_text", refuse)
     assert ensure(preprocessed) == done
+    stamp = done[0] / "dualcl_preprocessed.json"
+    older = json.loads(stamp.read_text(encoding="utf-8"))
+    del older["reader"]  # that earlier versions did not note
+    stamp.write_text(json.dumps(older), encoding="utf-8")
+    assert ensure(preprocessed) == done
 
 
 def test_fold_all_leaves_lists_aside_and_says_so(raw: Path, preprocessed: Path) -> None:
