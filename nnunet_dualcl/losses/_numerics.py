@@ -36,9 +36,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     Between ranks each divides by the mean count, so that the mean of their results, which is what distributed training
     takes of gradients, is the mean over all voxels.
     """
-    count = mean_over_ranks(mask.sum().to(values.dtype))
     # a mean count between 0 and 1 stands: some rank has a voxel then
-    return torch.where(mask, values, 0.0).sum() / torch.where(count > 0, count, 1.0)
+    count = mean_over_ranks(mask.sum()).clamp(min=1e-6)
+    return torch.where(mask, values, 0.0).sum() / count
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:

@@ -74,18 +74,25 @@ def reliable_mask(
     stride = _sampling_stride(tuple(h.shape), max_samples)
     sample = gathered(h.flatten()[::stride], length=max_samples, fill=math.nan)
     ranked, order = sample.sort()  # NaN come last
-    everywhere = _quantile(ranked, torch.zeros((), device=h.device), (~sample.isnan()).sum(), unreliable_fraction)
     if labels is None or num_classes is None:
-        return eligible & (h <= everywhere)
-    members = gathered(labels.flatten()[::stride], length=max_samples, fill=num_classes).long()
-    members = torch.where(sample.isnan() | ~is_class(members, num_classes), num_classes, members)
+        return eligible & (h <= _quantile_of_all(ranked, unreliable_fraction))
+    sampled = labels.flatten()[::stride].long()
+    members = torch.where(eligible.flatten()[::stride], sampled, num_classes)
+    members = gathered(members, length=max_samples, fill=num_classes)
     # Two sorts, whatever the number of classes: by entropy, then by class, which keeps the order within each.
     grouped, within = members[order].sort(stable=True)
-    classes = torch.arange(num_classes, device=h.device)
-    starts, ends = (torch.searchsorted(grouped, classes, right=right) for right in (False, True))
-    quantiles = _quantile(ranked[within], starts, ends - starts, unreliable_fraction)
-    thresholds = torch.where(ends > starts, quantiles, everywhere)
+    bounds = torch.searchsorted(grouped, torch.arange(num_classes + 1, device=h.device))
+    starts, counts = bounds[:-1], bounds.diff()
+    thresholds = _quantile(ranked[within], starts, counts, unreliable_fraction)
+    if stride > 1:
+        thresholds = torch.where(counts > 0, thresholds, _quantile_of_all(ranked, unreliable_fraction))
     return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])
+
+
+def _quantile_of_all(ranked: Tensor, unreliable_fraction: float | Tensor) -> Tensor:
+    """(1 - alpha) quantile of rising values, NaN, which come last, left out."""
+    start = torch.zeros((), device=ranked.device)
+    return _quantile(ranked, start, (~ranked.isnan()).sum(), unreliable_fraction)
 
 
 def _quantile(ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float | Tensor) -> Tensor:

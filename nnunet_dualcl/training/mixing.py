@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -35,19 +37,34 @@ def copy_paste(
 
     Source: bidirectional copy-paste, BCP (CVPR 2023, arXiv 2305.00673).
     """
+    pasted = _pasted(images, fraction, generator)
+    times = -(-len(images) // len(labeled_images))
+
+    def partners(of_labeled: torch.Tensor) -> torch.Tensor:
+        return (of_labeled if times == 1 else torch.cat([of_labeled] * times))[: len(images)]
+
+    mixed = (torch.where(pasted, partners(new), old) for new, old in zip(known, labels, strict=True))
+    return torch.where(pasted, partners(labeled_images), images), PseudoLabels(*mixed)
+
+
+def _pasted(images: torch.Tensor, fraction: float, generator: np.random.Generator) -> torch.Tensor:
+    """Where each patch shows its labeled partner, bool (B_u, 1, *)."""
     shape = images.shape[2:]
     first = int(generator.integers(2))
-    pasted = torch.zeros((images.shape[0], 1, *shape), dtype=torch.bool, device=images.device)
-    for index in range(images.shape[0]):
-        pasted[index, 0][_cuboid(shape, fraction, generator)] = True
-        if (index + first) % 2 == 1:
-            pasted[index] = ~pasted[index]
-    partner = torch.arange(images.shape[0], device=images.device) % labeled_images.shape[0]
-    mixed = PseudoLabels(*(torch.where(pasted, new[partner], old) for new, old in zip(known, labels, strict=True)))
-    return torch.where(pasted, labeled_images[partner], images), mixed
+    # a row for each patch, whether it keeps its cuboid and then the axes one after the other: one copy to the device
+    drawn = np.zeros((len(images), 1 + sum(shape)), dtype=bool)
+    for index, row in enumerate(drawn):
+        row[0] = (index + first) % 2 == 1
+        begin = 1
+        for size in shape:
+            edge = max(1, round(fraction * size))
+            start = begin + int(generator.integers(0, size - edge + 1))
+            row[start : start + edge] = True
+            begin += size
+    keeps, *axes = torch.from_numpy(drawn).to(images.device).split([1, *shape], dim=1)
 
+    def spread(along: torch.Tensor, axis: int) -> torch.Tensor:
+        return along.view(-1, *(along.shape[1] if axis == other else 1 for other in range(-1, len(shape))))
 
-def _cuboid(shape: torch.Size, fraction: float, generator: np.random.Generator) -> tuple[slice, ...]:
-    edges = [max(1, round(fraction * size)) for size in shape]
-    starts = [int(generator.integers(0, size - edge + 1)) for size, edge in zip(shape, edges, strict=True)]
-    return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+    inside = functools.reduce(torch.logical_and, (spread(along, axis) for axis, along in enumerate(axes)))
+    return inside ^ spread(keeps, -1)

@@ -63,11 +63,11 @@ class _Half(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """N voxels of each patch of a half: embeddings (n, D, N) and own labels of each decoder, the labels (n, P, N) that
-    are truth or given, and where those can be trusted."""
+    """N voxels of each patch of a half: embeddings (n, D, N) of each of S decoders and their own labels (S, n, P, N),
+    the labels (n, P, N) that are truth or given, and where those can be trusted."""
 
     embeddings: list[torch.Tensor]
-    predicted: list[PseudoLabels]
+    predicted: PseudoLabels
     labels: torch.Tensor
     trusted: torch.Tensor
 
@@ -227,14 +227,15 @@ class SemiSupervisedLoss(nn.Module):
                 parts.append(self._mutual_verification_loss(a, b, confidence=confidence, where=where))
         return parts
 
-    def pseudo_labels(self, logits: torch.Tensor) -> PseudoLabels:
-        """Labels (B, P, *) of (B, heads, *) logits and where they are reliable at the current step."""
+    def pseudo_labels(self, logits: torch.Tensor, *, groups: int = 1) -> PseudoLabels:
+        """Labels (B, P, *) of (B, heads, *) logits and where they are reliable at the current step, by quantiles of
+        each of the ``groups`` parts of the batch."""
         per_class = self.config.reliability == "per_class"
         alpha = self.unreliable_fraction
         fraction = torch.full((), alpha, device=logits.device) if self.compiled else alpha
         with shared_between_ranks(self.distributed):
             found = [
-                self._pseudo_labels_of(problem, unreliable_fraction=fraction, per_class=per_class)
+                self._pseudo_labels_of(problem, unreliable_fraction=fraction, per_class=per_class, groups=groups)
                 for problem in self.problems.logits(logits)
             ]
         return PseudoLabels(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
@@ -283,12 +284,12 @@ class SemiSupervisedLoss(nn.Module):
             self._reliability_contrastive_loss(
                 embeddings,
                 sample.labels[:, problem],
-                ~predicted.reliable[:, problem],
+                ~sample.predicted.reliable[decoder, :, problem],
                 self.prototypes[decoder, problem],
                 self.present[decoder, problem],
                 temperature=self.config.contrastive_temperature,
             )
-            for decoder, (embeddings, predicted) in enumerate(zip(sample.embeddings, sample.predicted, strict=True))
+            for decoder, embeddings in enumerate(sample.embeddings)
             for problem in range(self.problems.count)
         ]
         return torch.stack(losses).mean()
@@ -302,20 +303,20 @@ class SemiSupervisedLoss(nn.Module):
             self.prototypes = self.prototypes.new_zeros(*self.prototypes.shape[:-1], embeddings[0].shape[1])
         with torch.no_grad():
             seen = [at_voxels(branch, positions).float() for branch in half.logits]
-            predicted = [self.pseudo_labels(branch) for branch in seen]
-            a, b = predicted[0], predicted[-1]
+            both = self.pseudo_labels(torch.cat(seen), groups=len(seen))
+            predicted = PseudoLabels(*(part.unflatten(0, (len(seen), -1)) for part in both))
             given: PseudoLabels | None = None
             if not self.config.uses_teacher:
-                given = PseudoLabels(*(torch.where(self._a_wins, *pair) for pair in zip(a, b, strict=True)))
+                given = PseudoLabels(*(torch.where(self._a_wins, part[0], part[-1]) for part in predicted))
             elif half.taught is not None:
                 given = PseudoLabels(*(_at(part, positions) for part in half.taught))
             truth = None if half.truth is None else _at(half.truth, positions)
             self._observe(seen, predicted, given, truth)
-            agreed = a.labels == b.labels
+            agreed = predicted.labels[0] == predicted.labels[-1]
             if given is None:  # the teacher was not asked, so all is known here
                 assert truth is not None
                 return _Sample(embeddings, predicted, truth, truth >= 0)
-            agreed &= given.labels == a.labels
+            agreed &= given.labels == predicted.labels[0]
             if truth is None:
                 return _Sample(embeddings, predicted, given.labels, agreed)
             known = truth >= 0
@@ -332,28 +333,30 @@ class SemiSupervisedLoss(nn.Module):
         self._samples, self._values = [], {}
 
     def _move_prototypes(self) -> None:
-        momentum = self.config.prototype_momentum
+        momentum, classes = self.config.prototype_momentum, self.problems.num_classes
         halves = self._samples
+        decoders = len(halves[0].embeddings)
+        embeddings = torch.cat([half.embeddings[index] for index in range(decoders) for half in halves])
+        counts = torch.cat([half.predicted.reliable & half.trusted for half in halves], 1).flatten(0, 1)
+        # in one go: what is class k to the first decoder is class K + k to the second
+        offsets = classes * torch.arange(decoders, device=embeddings.device).view(-1, 1, 1, 1)
+        labels = (torch.cat([half.labels for half in halves]) + offsets).flatten(0, 1)
+        parts = [
+            self._class_prototypes(embeddings, labels[:, problem], counts[:, problem], decoders * classes)
+            for problem in range(self.problems.count)
+        ]
+        new, found = (
+            torch.stack(part).unflatten(1, (decoders, classes)).transpose(0, 1) for part in zip(*parts, strict=True)
+        )
+        mixed = torch.where(self.present[..., None], momentum * self.prototypes + (1 - momentum) * new, new)
         # new tensors: the graph of this step still refers to the old ones
-        prototypes, present = self.prototypes.clone(), self.present.clone()
-        labels = torch.cat([half.labels for half in halves])
-        for decoder in range(len(halves[0].embeddings)):
-            embeddings = torch.cat([half.embeddings[decoder] for half in halves])
-            counts = torch.cat([half.predicted[decoder].reliable & half.trusted for half in halves])
-            for problem in range(self.problems.count):
-                new, found = self._class_prototypes(
-                    embeddings, labels[:, problem], counts[:, problem], self.problems.num_classes
-                )
-                old, seen = self.prototypes[decoder, problem], self.present[decoder, problem]
-                mixed = torch.where(seen[:, None], momentum * old + (1 - momentum) * new, new)
-                prototypes[decoder, problem] = torch.where(found[:, None], functional.normalize(mixed, dim=1), old)
-                present[decoder, problem] = seen | found
-        self.prototypes, self.present = prototypes, present
+        self.prototypes = torch.where(found[..., None], functional.normalize(mixed, dim=-1), self.prototypes)
+        self.present = self.present | found
 
     def _observe(
         self,
         logits: list[torch.Tensor],
-        predicted: list[PseudoLabels],
+        predicted: PseudoLabels,
         given: PseudoLabels | None,
         truth: torch.Tensor | None,
     ) -> None:
@@ -362,7 +365,7 @@ class SemiSupervisedLoss(nn.Module):
             confidence = self.config.verification_confidence
             disagree = [self._assertion_disagreement(a, b, confidence=confidence).float().mean() for a, b in pairs]
             self._values["disagreement_share"] = torch.stack(disagree).mean()
-            self._values["reliable_share"] = (given or predicted[0]).reliable.float().mean()
+            self._values["reliable_share"] = (predicted.reliable[0] if given is None else given.reliable).float().mean()
         if truth is not None:
             self._values.update(self._accuracies(given, truth))
 

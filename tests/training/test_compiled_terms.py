@@ -78,8 +78,9 @@ def test_a_term_is_one_graph_with_the_same_values_and_gradients(name: str) -> No
         torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("per_class", [True, False])
-def test_pseudo_labels_are_one_graph_whatever_the_fraction(per_class: bool) -> None:
+def test_pseudo_labels_are_one_graph_whatever_the_fraction(per_class: bool, groups: int) -> None:
     torch._dynamo.reset()
     graphs = []
 
@@ -90,8 +91,9 @@ def test_pseudo_labels_are_one_graph_whatever_the_fraction(per_class: bool) -> N
     compiled = torch.compile(pseudo_labels_of, backend=capture, fullgraph=True, dynamic=False)
     logits = inputs()["a"].detach()
     for fraction in (0.2, 0.17, 0.0, 1.0):
-        expected = pseudo_labels_of(logits, unreliable_fraction=fraction, per_class=per_class)
-        found = compiled(logits, unreliable_fraction=torch.tensor(fraction), per_class=per_class)
+        options: dict[str, Any] = {"per_class": per_class, "groups": groups}
+        expected = pseudo_labels_of(logits, unreliable_fraction=fraction, **options)
+        found = compiled(logits, unreliable_fraction=torch.tensor(fraction), **options)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), fraction
     assert len(graphs) == 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_nan_is_never_reliable(fraction: float, per_class: bool) -> None:
     assert reliable.any()
     everywhere = torch.full(SHAPE, math.nan)
     assert not pseudo_labels_of(everywhere, unreliable_fraction=fraction, per_class=per_class).reliable.any()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_groups_have_quantiles_of_their_own(fraction: float, per_class: bool) -> None:
+    options: dict[str, Any] = {"unreliable_fraction": fraction, "per_class": per_class}
+    parts = [draw(), 3 * draw().flip(0), 0.2 * draw().flip(1)]
+    parts[1][0, 2, 1, 2] = math.nan
+    found = pseudo_labels_of(torch.cat(parts), groups=3, **options)
+    expected = [pseudo_labels_of(part, **options) for part in parts]
+    for together, alone in zip(found, zip(*expected, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(alone))
+    if fraction > 0:
+        assert not torch.equal(found.reliable, pseudo_labels_of(torch.cat(parts), **options).reliable)
 
 
 def test_no_gradient_and_logits_left_as_they_are() -> None:
