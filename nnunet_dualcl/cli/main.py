@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER", help="default: %(default)s")
     command.add_argument("-f", nargs="+", default=None, metavar="FOLD", help="default: every fold with the checkpoint")
     command.add_argument("-chk", default="checkpoint_final.pth", metavar="CHECKPOINT", help="default: %(default)s")
-    command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder, or .zip file, to make")
     command.set_defaults(run=_export)
 
     command = commands.add_parser("benchmark", help="run a protocol of trainings and report how they compare")
@@ -274,15 +274,21 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from nnunet_dualcl.export import export_stock_model
+    from nnunet_dualcl.export import export_stock_model, is_archive
 
     name = dataset_name(arguments.d)
     model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
     folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
     numbers = " ".join(fold.removeprefix("fold_") for fold in folds)
+    place, ends = shlex.quote(str(arguments.o)), f"-f {numbers} -i INPUT -o OUTPUT"
+    predict = f"nnUNetv2_predict_from_modelfolder -m {place} {ends}"
+    if is_archive(arguments.o):
+        predict = (
+            f"nnUNetv2_install_pretrained_model_from_zip {place}, which replaces a stock model of that name there, and "
+            f"nnUNetv2_predict -d {name} -p {arguments.p} -c {arguments.c} {ends}"
+        )
     print(
-        f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: "
-        f"nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(arguments.o))} -f {numbers} -i INPUT -o OUTPUT\n"
+        f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}\n"
         "It is decoder A alone; the validation scores of the source are of the mean of both, unless prediction: a."
     )
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
 from nnunet_dualcl.networks import PREFIX_B, check_layout
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
+_ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)
+"""Of all files in an archive, the oldest that zip knows: the same model gives the same archive."""
 
 
 def export_stock_model(
@@ -34,7 +37,8 @@ def export_stock_model(
 
     Args:
         model_folder: ``nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION``.
-        target: folder to make; must not exist.
+        target: folder to make, or, if its name ends in ``.zip``, archive for
+            ``nnUNetv2_install_pretrained_model_from_zip``; must not exist.
         folds: folds to export; None means all that have the checkpoint.
         checkpoint_name: file to read in each fold's folder; always written as ``checkpoint_final.pth``.
 
@@ -45,7 +49,7 @@ def export_stock_model(
         DualCLError: nothing to export, a checkpoint of another trainer, or ``target`` exists.
     """
     if target.exists():
-        raise DualCLError(f"{target} exists. Export into a new folder, or move the old one away.")
+        raise DualCLError(f"{target} exists. Export under a new name, or move the old one away.")
     sources = trained_checkpoints(model_folder, folds, checkpoint_name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
@@ -74,8 +78,29 @@ def export_stock_model(
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, folder / name)
         (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        folder.rename(target)
+        if is_archive(target):
+            _, plans_and_configuration = model_folder.name.split("__", 1)
+            place = Path(model_folder.parent.name) / f"{STOCK_TRAINER}__{plans_and_configuration}"
+            archive = Path(partial) / "model.zip"
+            _pack(folder, archive, place)
+            archive.rename(target)
+        else:
+            folder.rename(target)
     return [path.parent.name for path in sources]
+
+
+def is_archive(target: Path) -> bool:
+    """Whether an export of this name is a zip archive rather than a folder."""
+    return target.suffix.lower() == ".zip"
+
+
+def _pack(folder: Path, archive: Path, place: Path) -> None:
+    """Write the files of ``folder`` into a zip archive, where they lie under ``place``, a path below nnUNet_results."""
+    with zipfile.ZipFile(archive, "w") as packed:  # not compressed: weights hardly shrink
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo((place / path.relative_to(folder)).as_posix(), _ARCHIVE_DATE)
+            with path.open("rb") as source, packed.open(entry, "w", force_zip64=True) as copy:
+                shutil.copyfileobj(source, copy)
 
 
 def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

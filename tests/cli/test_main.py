@@ -425,3 +425,7 @@ def test_export_finds_the_model_by_nnunets_names(
     options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth"}
     assert calls == [((model, Path("stock")), options)]
     assert "nnUNetv2_predict_from_modelfolder -m stock -f 0 1 -i INPUT -o OUTPUT" in capsys.readouterr().out
+    assert main(["export", "-d", "321", "-p", "myPlans", "-o", "a model.zip"]) == 0
+    told = capsys.readouterr().out
+    assert "nnUNetv2_install_pretrained_model_from_zip 'a model.zip'" in told
+    assert f"nnUNetv2_predict -d {NAME} -p myPlans -c 3d_fullres -f 0 1 -i INPUT -o OUTPUT" in told

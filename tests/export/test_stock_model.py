@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,27 @@ def test_every_fold_that_has_the_checkpoint_is_exported_under_the_name_that_pred
 
 def test_existing_target_is_kept(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(DualCLError, match=r"out exists\. Export into a new folder"):
+    with pytest.raises(DualCLError, match=r"out exists\. Export under a new name"):
         export_stock_model(model, tmp_path / "out")
+
+
+def test_an_archive_holds_the_same_model_where_nnunet_looks_for_it(model: Path, tmp_path: Path) -> None:
+    assert export_stock_model(model, tmp_path / "out.zip") == ["fold_0"]
+    with zipfile.ZipFile(tmp_path / "out.zip") as packed:
+        assert packed.testzip() is None
+        packed.extractall(tmp_path / "results")
+    (place,) = (tmp_path / "results").glob("*/*")
+    assert place.parent.name == model.parent.name
+    assert place.name == "nnUNetTrainer__toyPlans__3d_fullres"
+    export_stock_model(model, tmp_path / "out")
+    for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+        assert (place / path.relative_to(tmp_path / "out")).read_bytes() == path.read_bytes()
+    assert sum(path.is_file() for path in place.rglob("*")) == 4
+    export_stock_model(model, tmp_path / "again.ZIP")
+    assert (tmp_path / "again.ZIP").read_bytes() == (tmp_path / "out.zip").read_bytes()
+    with pytest.raises(DualCLError, match=r"out\.zip exists"):
+        export_stock_model(model, tmp_path / "out.zip")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_missing_model_fold_or_checkpoint_is_named(model: Path, tmp_path: Path) -> None:

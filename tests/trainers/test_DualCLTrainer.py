@@ -520,33 +520,33 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     toy.trainer(DualCLTrainer).run_training()
     stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point{}; predict_entry_point{}()"
     flags = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
-    images, ours, theirs = toy.raw / "imagesUnlabeled", tmp_path / "ours", tmp_path / "theirs"
-    task = [
-        "-i",
-        str(images),
-        "-o",
-        str(ours),
-        "-d",
-        "777",
-        "-c",
-        "3d_fullres",
-        "-p",
-        "toyPlans",
-        "-tr",
-        "DualCLTrainer",
-    ]
-    done = run([stock.format("", ""), *task, *flags], nnUNet_extTrainer=str(trainers_folder()))
-    assert done.returncode == 0, done.stderr
-    exported = tmp_path / "exported"
-    assert main(["export", "-d", "777", "-c", "3d_fullres", "-p", "toyPlans", "-o", str(exported)]) == 0
-    blocked = "import sys; sys.modules['nnunet_dualcl'] = None; " + stock.format("_modelfolder", "_modelfolder")
-    done = run([blocked, "-i", str(images), "-o", str(theirs), "-m", str(exported), *flags], nnUNet_results="")
-    assert done.returncode == 0, done.stderr
-    cases = sorted(path.name for path in theirs.glob("*.npz"))
-    assert cases == ["unl_0.npz", "unl_1.npz"]
-    for case in cases:
-        with np.load(ours / case) as a, np.load(theirs / case) as b:
-            assert np.array_equal(a["probabilities"], b["probabilities"])
-        name = case.replace(".npz", ".nii.gz")
-        segmentations = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (ours, theirs)]
-        assert np.array_equal(*segmentations)
+    ours, theirs, installed = (tmp_path / name for name in ("ours", "theirs", "installed"))
+    images, task = str(toy.raw / "imagesUnlabeled"), ["-d", "777", "-c", "3d_fullres", "-p", "toyPlans"]
+
+    def predict(code: str, output: Path, *arguments: str, **environment: str) -> None:
+        done = run([code, *arguments, "-i", images, "-o", str(output), *flags], **environment)
+        assert done.returncode == 0, done.stderr
+
+    predict(stock.format("", ""), ours, *task, "-tr", "DualCLTrainer", nnUNet_extTrainer=str(trainers_folder()))
+    exported, archive = tmp_path / "exported", tmp_path / "exported.zip"
+    for target in (exported, archive):
+        assert main(["export", *task, "-o", str(target)]) == 0
+    blocked = "import sys; sys.modules['nnunet_dualcl'] = None; "
+    predict(blocked + stock.format("_modelfolder", "_modelfolder"), theirs, "-m", str(exported), nnUNet_results="")
+    install = (
+        "from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point as install; "
+        "whole = list(sys.argv); sys.argv[1:] = whole[1:2]; install(); sys.argv[1:] = whole[2:]; "
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    nowhere = {"nnUNet_raw": "", "nnUNet_preprocessed": "", "nnUNet_results": str(elsewhere)}
+    predict(blocked + install + stock.format("", ""), installed, str(archive), *task, **nowhere)
+    for folder in (theirs, installed):
+        cases = sorted(path.name for path in folder.glob("*.npz"))
+        assert cases == ["unl_0.npz", "unl_1.npz"]
+        for case in cases:
+            with np.load(ours / case) as a, np.load(folder / case) as b:
+                assert np.array_equal(a["probabilities"], b["probabilities"])
+            name = case.replace(".npz", ".nii.gz")
+            segmentations = [sitk.GetArrayFromImage(sitk.ReadImage(str(place / name))) for place in (ours, folder)]
+            assert np.array_equal(*segmentations)
