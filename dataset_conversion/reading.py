@@ -103,11 +103,9 @@ def _read(path: Path) -> sitk.Image:
     except DualCLError:  # a RuntimeError as well
         raise
     except RuntimeError as error:
-        raise DualCLError(f"{path}: {_reason(error)}") from None
+        raise DualCLError(f"{path}: {reason_of(error)}") from None
     image = image[:, :, :, 0] if len(size) == 4 else image
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    if np.abs(direction @ direction.T - np.eye(3)).max() > _RIGHT_ANGLE:
-        raise DualCLError(f"{path}: {_SHEARED}")
+    check_right_angles(path, image)
     return image
 
 
@@ -117,7 +115,14 @@ _SHEARED = (
 )
 
 
-def _reason(error: RuntimeError) -> str:
+def check_right_angles(path: Path, image: sitk.Image) -> None:
+    """Raise a :class:`DualCLError` where the axes of a 3D image are not at right angles."""
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    if np.abs(direction @ direction.T - np.eye(3)).max() > _RIGHT_ANGLE:
+        raise DualCLError(f"{path}: {_SHEARED}")
+
+
+def reason_of(error: RuntimeError) -> str:
     """ITK's last word, and what it means in ours."""
     text = " ".join(str(error).split())
     return (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from nnunet_dualcl.dataset_conversion.headers import AGAIN, Header, check_length, read_header
+from nnunet_dualcl.dataset_conversion.headers import Header, check_length, read_header
 from nnunet_dualcl.dataset_conversion.plan import Scan
-from nnunet_dualcl.dataset_conversion.reading import check_finite, ending_of, read_volume
+from nnunet_dualcl.dataset_conversion.reading import check_finite, check_right_angles, ending_of, read_volume, reason_of
 from nnunet_dualcl.errors import DualCLError
 
 
@@ -37,7 +37,8 @@ def load_4d(image: Path, label: Path | None, indices: Sequence[int] | None = Non
     ``unit_sform`` is that of :func:`read_volume`.
 
     Raises:
-        DualCLError: the file is damaged, is not 4D, has no such volume, or holds values that are not finite.
+        DualCLError: the file is damaged, is not 4D, has no such volume, has axes that are not at right angles, or holds
+            values that are not finite.
     """
     header = _header(image, unit_sform)
     check_length(image, header)
@@ -48,10 +49,12 @@ def load_4d(image: Path, label: Path | None, indices: Sequence[int] | None = Non
     try:
         series = sitk.ReadImage(str(image))
     except RuntimeError as error:
-        raise DualCLError(f"{image}: cannot be read. {AGAIN} ({' '.join(str(error).split())[-240:]})") from None
+        raise DualCLError(f"{image}: {reason_of(error)}") from None
     if header.floating:
         check_finite(image, series)
     channels = tuple(series[:, :, :, index] for index in wanted)
+    for channel in channels[:1]:  # they share a grid
+        check_right_angles(image, channel)
     return Scan(channels, None if label is None else read_volume(label, unit_sform=unit_sform))
 
 

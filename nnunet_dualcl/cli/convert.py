@@ -19,6 +19,7 @@ KINDS = {
     "la2018": "the 2018 Left Atrium challenge: NRRD folders or h5 files",
     "pancreas_ct": "NIH Pancreas-CT: DICOM series with NIfTI labels",
     "acdc": "the ACDC challenge's patients",
+    "mnms": "the M&Ms challenge's patients, with its unlabeled ones",
     "brats": "a release of BraTS",
     "flare22": "FLARE 2022: 50 labeled and 2,000 unlabeled scans",
 }
