@@ -152,6 +152,14 @@ def test_class_that_the_sample_misses_takes_the_global_quantile():
     assert 0 < by_class[labels == 1].sum() < stride - 1
 
 
+def test_class_between_every_two_sampled_voxels():
+    entropy, labels = random_entropy(1, 199), torch.arange(199).unsqueeze(0) % 2
+    assert _sampling_stride((1, 199), 100) == 2
+    arguments = {"unreliable_fraction": 0.2, "max_samples": 100}
+    by_class = reliable_mask(entropy, labels=labels, num_classes=2, **arguments)
+    assert torch.equal(by_class, reliable_mask(entropy, **arguments))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.losses import class_prototypes, reliability_contrastive_loss
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.problems import Problems
-from nnunet_dualcl.training.pseudo_labels import PseudoLabels
+from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 
 CLASSES, ABSENT, IGNORED, WIDTH, SHAPE = 4, 3, 4, 5, (4, 5)
 PATCHES, LABELED, VOXELS = 5, 2, 20
@@ -157,3 +158,45 @@ def test_partly_annotated_patches_alone_are_observed_by_a_count(source: str) -> 
     assert seen["reliable_share"] == pytest.approx(
         example.taught_reliable[:LABELED].mean() if source == "teacher" else 0.5
     )
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_each_decoder_and_region_has_quantiles_and_prototypes_of_its_own(per_class: bool) -> None:
+    """Two steps, the decoders unlike in how sure they are, against the losses called for each by itself."""
+    config = DualCLConfig.paper(
+        pseudo_label_source="teacher",
+        pseudo_label_weight=0.0,
+        verification_weight=0.0,
+        contrastive_weight=1.0,
+        reliability="per_class" if per_class else "global",
+        unreliable_fraction_start=0.3,
+        unreliable_fraction_end=0.3,
+        rampup_fraction=0.0,
+    )
+    problems = Problems(3, regions=True)
+    loss = SemiSupervisedLoss(nn.MSELoss(), config, problems=problems, total_steps=10)
+    loss.num_halves = 1
+    generator = torch.Generator().manual_seed(0)
+    old, seen = torch.zeros(2, 3, 2, WIDTH), torch.zeros(2, 3, 2, dtype=torch.bool)
+    for _ in range(2):
+        logits = [scale * torch.randn(2, 3, *SHAPE, generator=generator) for scale in (4.0, 1.0)]
+        features = [torch.randn(2, WIDTH, *SHAPE, generator=generator) for _ in "ab"]
+        target = (torch.rand(2, 3, *SHAPE, generator=generator) < 0.5).float()
+        total = loss(DualOutput(*logits, *features), target)
+        expected, new, present = [], torch.zeros_like(old), torch.zeros_like(seen)
+        for decoder, region in np.ndindex(2, 3):
+            f, heads = features[decoder], problems.logits(logits[decoder])[region]
+            reliable = pseudo_labels_of(heads, unreliable_fraction=0.3, per_class=per_class).reliable
+            truth, c, there = target[:, region].long(), old[decoder, region], seen[decoder, region]
+            expected.append(reliability_contrastive_loss(f, truth, ~reliable, c, there, temperature=0.1))
+            mean, found = class_prototypes(f, truth, reliable, 2)
+            moved = functional.normalize(torch.where(there[:, None], 0.99 * c + 0.01 * mean, mean), dim=1)
+            new[decoder, region] = torch.where(found[:, None], moved, c)
+            present[decoder, region] = there | found
+        assert loss.last_values is not None
+        assert loss.last_values[TERMS.index("contrastive")].item() == pytest.approx(torch.stack(expected).mean().item())
+        assert total.isfinite()
+        torch.testing.assert_close(loss.prototypes, new)
+        assert torch.equal(loss.present, present)
+        old, seen = new, present
+    assert sum(value > 0 for value in expected) == len(expected)
