@@ -76,6 +76,8 @@ def parts_of(lists: Lists, *, labeled: int | None, val: int) -> dict[str, str]:
     twice = [name for name, times in Counter((*lists.train, *lists.val, *lists.test)).items() if times > 1]
     if twice:
         raise DualCLError(f"{', '.join(twice[:5])}: in two lists. A patient belongs to one of training and test.")
+    if not lists.train:
+        raise DualCLError("Nobody is listed for training, so there is nothing to train on.")
     if val and lists.val:
         raise DualCLError(f"These lists have {len(lists.val)} patients for validation; leave --val out.")
     if val < 0 or val >= len(lists.train):

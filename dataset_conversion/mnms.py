@@ -182,22 +182,35 @@ def _annotated_frames(source: Path, files: dict[str, Path]) -> dict[str, tuple[i
     """Patient -> its annotated frames (ED, ES), counted from 0, by the table of the release."""
     tables = {}
     for relative, path in files.items():
-        if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-                rows = csv.DictReader(stream)
-                if set(_COLUMNS) <= set(rows.fieldnames or ()):
-                    tables[relative] = [tuple(str(row[name]).strip() for name in _COLUMNS) for row in rows]
+        if path.suffix.lower() == ".csv" and (rows := _rows(path)) is not None:
+            tables[relative] = rows
     if not tables:
         raise DualCLError(
             f"{source}: no CSV file with the columns {', '.join(_COLUMNS)}, which says what is annotated. Put the "
             "table of the release, ..._opendataset.csv, into this folder."
         )
-    first, *others = tables
-    for other in others:
-        if sorted(tables[other]) != sorted(tables[first]):
-            raise DualCLError(f"{source}: {first} and {other} differ. Move the one that does not belong here away.")
-    frames = {code: (_frame(ed), _frame(es)) for code, ed, es in tables[first]}
-    return {code: (ed, es) for code, (ed, es) in frames.items() if ed is not None and es is not None}
+    found: dict[str, tuple[int, int]] = {}
+    for relative, rows in tables.items():
+        for code, *texts in rows:
+            ed, es = map(_frame, texts)
+            if ed is not None and es is not None and found.setdefault(code, (ed, es)) != (ed, es):
+                raise DualCLError(
+                    f"{source}: {relative} gives frames {ed} and {es} of {code}, and {found[code][0]} and "
+                    f"{found[code][1]} were found before, in {', '.join(tables)}. Move the wrong table away."
+                )
+    return found
+
+
+def _rows(path: Path) -> list[tuple[str, ...]] | None:
+    """Code, ED and ES of each line; None where the file is another one, or no table at all."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        try:
+            table = csv.DictReader(stream)
+            if not set(_COLUMNS) <= set(table.fieldnames or ()):
+                return None
+            return [tuple(str(row[name]).strip() for name in _COLUMNS) for row in table]
+        except csv.Error:
+            return None
 
 
 def _frame(text: str) -> int | None:

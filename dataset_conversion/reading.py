@@ -105,7 +105,9 @@ def _read(path: Path) -> sitk.Image:
     except RuntimeError as error:
         raise DualCLError(f"{path}: {reason_of(error)}") from None
     image = image[:, :, :, 0] if len(size) == 4 else image
-    check_right_angles(path, image)
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    if np.abs(direction @ direction.T - np.eye(3)).max() > _RIGHT_ANGLE:
+        raise DualCLError(f"{path}: {_SHEARED}")
     return image
 
 
@@ -113,13 +115,6 @@ _SHEARED = (
     "the axes in its header are not at right angles (a sheared sform?). Resample it onto a rectangular grid, or, if "
     "qform is right, copy qform into sform."
 )
-
-
-def check_right_angles(path: Path, image: sitk.Image) -> None:
-    """Raise a :class:`DualCLError` where the axes of a 3D image are not at right angles."""
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    if np.abs(direction @ direction.T - np.eye(3)).max() > _RIGHT_ANGLE:
-        raise DualCLError(f"{path}: {_SHEARED}")
 
 
 def reason_of(error: RuntimeError) -> str:

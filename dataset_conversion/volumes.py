@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from nnunet_dualcl.dataset_conversion.headers import Header, check_length, read_header
 from nnunet_dualcl.dataset_conversion.plan import Scan
-from nnunet_dualcl.dataset_conversion.reading import check_finite, check_right_angles, ending_of, read_volume, reason_of
+from nnunet_dualcl.dataset_conversion.reading import check_finite, ending_of, read_volume, reason_of
 from nnunet_dualcl.errors import DualCLError
 
 
@@ -53,8 +53,6 @@ def load_4d(image: Path, label: Path | None, indices: Sequence[int] | None = Non
     if header.floating:
         check_finite(image, series)
     channels = tuple(series[:, :, :, index] for index in wanted)
-    for channel in channels[:1]:  # they share a grid
-        check_right_angles(image, channel)
     return Scan(channels, None if label is None else read_volume(label, unit_sform=unit_sform))
 
 

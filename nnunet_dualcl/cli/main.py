@@ -284,8 +284,8 @@ def _export(arguments: argparse.Namespace) -> int:
     predict = f"nnUNetv2_predict_from_modelfolder -m {place} {ends}"
     if is_archive(arguments.o):
         predict = (
-            f"nnUNetv2_install_pretrained_model_from_zip {place}, which replaces a stock model of that name there, and "
-            f"nnUNetv2_predict -d {name} -p {arguments.p} -c {arguments.c} {ends}"
+            f"nnUNetv2_install_pretrained_model_from_zip {place}, which replaces files of a stock model of that name "
+            f"there, and nnUNetv2_predict -d {name} -p {arguments.p} -c {arguments.c} {ends}"
         )
     print(
         f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}\n"

@@ -51,6 +51,7 @@ def export_stock_model(
     if target.exists():
         raise DualCLError(f"{target} exists. Export under a new name, or move the old one away.")
     sources = trained_checkpoints(model_folder, folds, checkpoint_name)
+    place = _installed_place(model_folder) if is_archive(target) else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
         folder = Path(partial) / "model"
@@ -78,14 +79,12 @@ def export_stock_model(
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, folder / name)
         (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        if is_archive(target):
-            _, plans_and_configuration = model_folder.name.split("__", 1)
-            place = Path(model_folder.parent.name) / f"{STOCK_TRAINER}__{plans_and_configuration}"
-            archive = Path(partial) / "model.zip"
-            _pack(folder, archive, place)
-            archive.rename(target)
-        else:
-            folder.rename(target)
+        if place is not None:
+            _pack(folder, Path(partial) / "model.zip", place)
+            folder = Path(partial) / "model.zip"
+        if target.exists():  # since the check above; a file would be replaced without a word
+            raise DualCLError(f"{target} appeared during the export, which is left out. Export under a new name.")
+        folder.rename(target)
     return [path.parent.name for path in sources]
 
 
@@ -94,11 +93,24 @@ def is_archive(target: Path) -> bool:
     return target.suffix.lower() == ".zip"
 
 
+def _installed_place(model_folder: Path) -> Path:
+    """Where a stock model of this dataset, plans and configuration lies below nnUNet_results."""
+    folder = model_folder.absolute()
+    _, separator, plans_and_configuration = folder.name.partition("__")
+    if not separator or not folder.parent.name.startswith("Dataset"):
+        raise DualCLError(
+            f"{model_folder}: an archive for nnU-Net says which dataset, plans and configuration it is of, so the "
+            "folder must be named DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION. Export into a folder, or rename this one."
+        )
+    return Path(folder.parent.name) / f"{STOCK_TRAINER}__{plans_and_configuration}"
+
+
 def _pack(folder: Path, archive: Path, place: Path) -> None:
     """Write the files of ``folder`` into a zip archive, where they lie under ``place``, a path below nnUNet_results."""
     with zipfile.ZipFile(archive, "w") as packed:  # not compressed: weights hardly shrink
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo((place / path.relative_to(folder)).as_posix(), _ARCHIVE_DATE)
+            entry.external_attr = 0o644 << 16  # else unzip gives files that nobody but their owner reads
             with path.open("rb") as source, packed.open(entry, "w", force_zip64=True) as copy:
                 shutil.copyfileobj(source, copy)
 

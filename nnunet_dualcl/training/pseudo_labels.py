@@ -26,7 +26,8 @@ def pseudo_labels_of(
         logits: (B, C, *), any floating dtype.
         unreliable_fraction: share of voxels called unreliable; a number, or a tensor () in compiled code.
         per_class: one quantile for each predicted class.
-        groups: parts of equal length, in a row on axis 0, each of which has quantiles of its own.
+        groups: parts of equal length, in a row on axis 0, each of which has quantiles of its own. Where they are
+            estimated (more than ``MAX_SAMPLES`` voxels a group), a class that the sample misses takes that of all.
     """
     with torch.no_grad():
         probs = torch.softmax(logits.detach().float(), 1)

@@ -94,6 +94,7 @@ def test_frames_that_nobody_annotated(tmp_path: Path) -> None:
     }
     (last,) = (case.load() for case in plan.cases if case.name == "A1B2C3_frame03")
     np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (last.channels[0], volume(seed("A1B2C3", 3)))))
+    assert last.label is None
 
 
 def test_conversion(tmp_path: Path) -> None:
@@ -180,10 +181,32 @@ def test_two_tables(tmp_path: Path) -> None:
     (table,) = tree(tmp_path).glob("*.csv")
     (tmp_path / "copy.csv").write_text(table.read_text())
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "huge.csv").write_text("a,b\n" + "1" * 200_000)
+    assert len(mnms.plan(tmp_path).cases) == 10
+    (tmp_path / "copy.csv").write_text(table.read_text().replace(",0,2\n", ",0.0,2.0\n"), encoding="utf-8-sig")
     assert len(mnms.plan(tmp_path).cases) == 10
     (tmp_path / "copy.csv").write_text(table.read_text().replace("A,Siemens,1,0,2", "A,Siemens,1,1,2"))
-    with pytest.raises(DualCLError, match=r"copy\.csv differ"):
+    with pytest.raises(DualCLError, match=r"gives frames 1 and 2 of A1B2C3, and 0 and 2 were found before"):
         mnms.plan(tmp_path)
+
+
+def test_a_table_with_a_byte_order_mark_and_the_code_first(tmp_path: Path) -> None:
+    (table,) = tree(tmp_path).glob("*.csv")
+    lines = [line.split(",", 1)[1] for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines), encoding="utf-8-sig")
+    assert len(mnms.plan(tmp_path).cases) == 10
+
+
+def test_a_release_without_labeled_patients(tmp_path: Path) -> None:
+    with pytest.raises(DualCLError, match="Nobody is listed for training"):
+        mnms.plan(tree(tmp_path, {"B9C8D7": TESTING, "D7E8F9": UNLABELED}))
+
+
+def test_a_listed_patient_without_label_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").write_text("A1B2C3\nD7E8F9\n")
+    (tmp_path / "test").write_text("")
+    plan = mnms.plan(tree(tmp_path / "data"), train_list=tmp_path / "train", test_list=tmp_path / "test")
+    assert [each.where.split("/")[-1] for each in plan.damaged] == ["D7E8F9_sa.nii.gz"]
 
 
 def test_a_folder_without_table_parts_or_series_is_refused(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_an_archive_holds_the_same_model_where_nnunet_looks_for_it(model: Path, 
     assert export_stock_model(model, tmp_path / "out.zip") == ["fold_0"]
     with zipfile.ZipFile(tmp_path / "out.zip") as packed:
         assert packed.testzip() is None
+        assert {(entry.date_time[0], entry.external_attr >> 16) for entry in packed.infolist()} == {(1980, 0o644)}
         packed.extractall(tmp_path / "results")
     (place,) = (tmp_path / "results").glob("*/*")
     assert place.parent.name == model.parent.name
@@ -99,6 +100,17 @@ def test_an_archive_holds_the_same_model_where_nnunet_looks_for_it(model: Path, 
     with pytest.raises(DualCLError, match=r"out\.zip exists"):
         export_stock_model(model, tmp_path / "out.zip")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_archive_needs_nnunets_names(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    export_stock_model(Path(model.name), tmp_path / "relative.zip")
+    with zipfile.ZipFile(tmp_path / "relative.zip") as packed:
+        assert all(name.startswith(f"{model.parent.name}/nnUNetTrainer__") for name in packed.namelist())
+    copied = shutil.copytree(model, tmp_path / "copied_model")
+    with pytest.raises(DualCLError, match="copied_model: an archive for nnU-Net says which dataset"):
+        export_stock_model(copied, tmp_path / "out.zip")
+    assert export_stock_model(copied, tmp_path / "out") == ["fold_0"]
 
 
 def test_missing_model_fold_or_checkpoint_is_named(model: Path, tmp_path: Path) -> None:
