@@ -100,7 +100,7 @@ def _installed_place(model_folder: Path) -> Path:
     if not separator or not folder.parent.name.startswith("Dataset"):
         raise DualCLError(
             f"{model_folder}: an archive for nnU-Net says which dataset, plans and configuration it is of, so the "
-            "folder must be named DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION. Export into a folder, or rename this one."
+            "folder must be named DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION. Export into a folder, or rename it."
         )
     return Path(folder.parent.name) / f"{STOCK_TRAINER}__{plans_and_configuration}"
 
