@@ -140,10 +140,13 @@ def _made_by(results: Results, protocol: Protocol) -> str:
     def all_of(key: str) -> str:
         return ", ".join(map(str, sorted({record[key] for record in results.records})))
 
+    # a job that was stopped and continued has several
+    commits = sorted({commit for record in results.records for commit in record["commit"].split(", ")})
+
     return (
         f"{scored}; {protocol.steps:,} steps; plans: {plans}; final checkpoint. Dice: "
         f"mean over classes and cases, then over draws, ± its standard deviation between draws. "
-        f"Commits {all_of('commit')}; seeds {all_of('seed')}; {all_of('hardware')}; {versions}; "
+        f"Commits {', '.join(commits)}; seeds {all_of('seed')}; {all_of('hardware')}; {versions}; "
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}."
     )
 

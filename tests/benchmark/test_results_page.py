@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +63,17 @@ def test_results_are_stored_without_volumes_and_shown_between_their_markers(
     assert "| DualCL | stock nnU-Net | +0.0" in shown
     assert "- Not run yet, 1 of 8 jobs: cps_3_0." in shown
     assert script.rewritten(shown, stores) == shown
+
+
+def test_commits_of_a_job_that_was_continued_are_named_once(
+    script: ModuleType, benchmark: Path, tmp_path: Path
+) -> None:
+    record = benchmark / "jobs" / "dualcl_3_0" / "job.json"
+    content = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({**content, "commit": "fff0000, abc1234"}), encoding="utf-8")
+    script.store(benchmark, tmp_path / "toy")
+    page = script.rewritten("<!-- results of toy -->\n<!-- end of toy -->\n", tmp_path)
+    assert re.search(r"Commits ([^;]*);", page)[1] == "abc1234, fff0000"  # type: ignore[index]
 
 
 def test_the_page_is_what_the_stored_results_say(script: ModuleType) -> None:
