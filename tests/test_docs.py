@@ -344,7 +344,10 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     few, many = dice["stock nnU-Net"], dice["stock nnU-Net, all labels"]
     ours, exported = dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     assert f"mean Dice {ours:.3f} ({exported:.3f} exported, see below)," in text
-    assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f}." in text
+    assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f};" in text
+    dice = dice_of("hippocampus_cpu", 10)
+    few, ours, exported = (dice[arm] for arm in ("stock nnU-Net", "DualCL", "DualCL, exported: decoder A alone"))
+    assert f"; with 10 labels {ours:.3f} ({exported:.3f}), stock {few:.3f}." in text
     dice = dice_of("hippocampus_gpu_short", 5)
     assert f"5 labels, {dice['DualCL']:.3f}, stock {dice['stock nnU-Net']:.3f}." in text
     dice = dice_of("openkbp_cpu", 6)
