@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.layout import TERM_LOG_FILE
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
@@ -47,7 +49,8 @@ def without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """For nnU-Net's validation, instead of processes, each of which would import torch anew."""
     stand_in = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
-    for module in ("training.nnUNetTrainer.nnUNetTrainer", "evaluation.evaluate_predictions"):
+    modules = ("training.nnUNetTrainer.nnUNetTrainer", "evaluation.evaluate_predictions", "ensembling.ensemble")
+    for module in (*modules, "postprocessing.remove_connected_components"):
         monkeypatch.setattr(f"nnunetv2.{module}.multiprocessing", stand_in)
 
 
@@ -97,6 +100,35 @@ def test_validation_with_probabilities_alone_and_of_the_best(
         assert dice == pytest.approx(first) if flags == ["--val"] else set(dice) == {"1", "2"}
         assert not list((fold / "validation").glob("*.npz"))
     assert trained == []
+
+
+def test_cross_validation_finds_the_best_configuration(
+    toy: Any, configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(**{**SHORT, "num_epochs": 1})
+    use_threads(monkeypatch)
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (toy.raw / "labelsTr").iterdir())
+    folds = [{"train": cases[1::2], "val": cases[::2]}, {"train": cases[::2], "val": cases[1::2]}]
+    (toy.preprocessed / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    for configuration in ("2d", "3d_fullres"):
+        for number in range(len(folds)):
+            trainer = toy.trainer(DualCLTrainer, configuration, fold=number)
+            trainer.run_training()
+            trainer.perform_actual_validation(save_probabilities=True)
+    model = {"plans": "toyPlans", "trainer": "DualCLTrainer"}
+    models = [{**model, "configuration": configuration} for configuration in ("2d", "3d_fullres")]
+    find_best_configuration(777, models, num_processes=1, folds=(0, 1))
+    results = toy.results / toy.raw.name
+    found = json.loads((results / "inference_information.json").read_text(encoding="utf-8"))
+    single = {f"DualCLTrainer__toyPlans__{configuration}" for configuration in ("2d", "3d_fullres")}
+    assert single < set(found["all_results"])
+    assert len(found["all_results"]) == 3  # and the ensemble of both
+    best = max(found["all_results"].values())
+    assert found["best_model_or_ensemble"]["result_on_crossval_pre_pp"] == best
+    assert Path(found["best_model_or_ensemble"]["postprocessing_file"]).is_file()
+    for model in single:
+        written = sorted(path.name for path in (results / model / "crossval_results_folds_0_1").glob("*.nii.gz"))
+        assert written == [f"{case}.nii.gz" for case in cases]
 
 
 @pytest.mark.usefixtures("without_validation")
