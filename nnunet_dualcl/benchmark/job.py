@@ -318,7 +318,8 @@ def _peak_memory(device: str) -> float:
     """MiB: of the device's allocator, or of this process (with what Python and its libraries take)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # Linux counts KiB, macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _batch_size(place: Place) -> int:

@@ -295,6 +295,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
+    if sys.platform == "win32":  # submitit starts its jobs with signals that Windows does not have
+        raise DualCLError("dualcl benchmark runs on Linux and macOS. Use the Windows Subsystem for Linux.")
     try:
         from nnunet_dualcl.benchmark.arms import LOWER_BOUND, UPPER_BOUND
         from nnunet_dualcl.benchmark.protocol import Protocol

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_a_benchmark_from_scans_to_report_and_again(
     shutil.rmtree(out / "jobs" / "dualcl_2_0" / "model")
     with pytest.raises(DualCLError, match=r"dualcl_2_0 is finished, but its model is not there"):
         job_module.run(out, Job("dualcl_exported", 2, 0), "cpu")
+
+
+@pytest.mark.parametrize(("system", "told", "mib"), [("linux", 3 * 2**20, 3072), ("darwin", 3 * 2**30, 3072)])
+def test_peak_memory_of_the_process_in_the_systems_own_unit(
+    system: str, told: int, mib: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=told))
+    monkeypatch.setattr(job_module, "resource", usage)
+    monkeypatch.setattr("sys.platform", system)
+    assert job_module._peak_memory("cpu") == mib
 
 
 def test_to_choose_settings_validation_cases_are_scored_and_test_cases_left_alone(

@@ -391,6 +391,15 @@ def test_help_is_nnunets_own(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- doctor and export
 
 
+def test_benchmarks_are_refused_on_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    assert main(["benchmark", "protocol.yaml", "-o", str(tmp_path / "out")]) == 2
+    assert "dualcl benchmark runs on Linux and macOS. Use the Windows Subsystem for Linux" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_doctor_counts_the_faults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from nnunet_dualcl.cli.doctor import Finding
 
