@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment
+from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
@@ -74,6 +76,19 @@ def test_both_halves_know_their_worker() -> None:
     labeled, unlabeled = (SlimDataLoaderBase(None, 2) for _ in range(2))
     PairedLoader(labeled, unlabeled).set_thread_id(3)
     assert (labeled.thread_id, unlabeled.thread_id) == (3, 3)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_a_loader_can_be_sent_to_workers_that_start_anew(toy: Any, configure: Any, configuration: str) -> None:
+    loader = start(toy, configure, configuration).dataloader_train.data_loader
+    sent = pickle.loads(pickle.dumps(loader))  # as macOS, Windows and, from Python 3.14 on, Linux do
+    seed_global_streams(5)
+    here = next(loader)
+    seed_global_streams(5)
+    there = next(sent)
+    assert list(here["unlabeled_keys"]) == list(there["unlabeled_keys"])
+    for view in ("data", "unlabeled_data", "unlabeled_weak"):
+        assert torch.equal(here[view], there[view])
 
 
 def test_workers_draw_different_patches(toy: Any, configure: Any) -> None:
