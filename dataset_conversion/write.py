@@ -342,6 +342,9 @@ def _folds(plan: Plan, records: Sequence[Record], options: Options) -> list[Fold
 
 def _finish(plan: Plan, report: ConversionReport) -> None:
     target = report.target
+    if report.records:
+        write_table(target / PATIENTS_FILE, [{"case": each.name, "patient": each.patient} for each in report.records])
+    write_report(report)
     if report.folds:  # without a labeled case there is nothing to plan from, and no dataset.json that says there is
         redrawn = (target / REPLACED_SPLITS_FILE).is_file()
         split_file = target / (REPLACED_SPLITS_FILE if redrawn else SPLITS_FILE)
@@ -349,9 +352,6 @@ def _finish(plan: Plan, report: ConversionReport) -> None:
         write_text(
             target / "dataset.json", json.dumps(_dataset_json(plan, report), indent=2, ensure_ascii=False) + "\n"
         )
-    if report.records:
-        write_table(target / PATIENTS_FILE, [{"case": each.name, "patient": each.patient} for each in report.records])
-    write_report(report)
 
 
 def _dataset_json(plan: Plan, report: ConversionReport) -> dict[str, Any]:

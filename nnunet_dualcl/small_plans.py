@@ -13,6 +13,39 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_dualcl.atomic import write_text
 
 
+def check_small_plans(
+    *,
+    patch_size: Sequence[int],
+    features: Sequence[int],
+    spacing_mm: Sequence[float] | None = None,
+    batch_size: int = 2,
+) -> None:
+    """Refuse options of :func:`small_plans` that give no plans to train with, whatever the dataset.
+
+    Raises:
+        ValueError: no positive numbers, stages that are too few or do not divide the patch, or a spacing of another
+            number of axes.
+    """
+    for name, values in (("patch_size", patch_size), ("features", features), ("batch_size", [batch_size])):
+        if not (_are_positive(values) and all(isinstance(value, int) for value in values)):
+            raise ValueError(f"{name} must be of whole numbers above 0; got {values}")
+    stages = len(features)
+    if stages < 3:
+        raise ValueError(f"{stages} stages are too few for nnU-Net's deep supervision; give at least 3 features")
+    if any(size % 2 ** (stages - 1) for size in patch_size):
+        raise ValueError(
+            f"patch_size {tuple(patch_size)} is not divisible by {2 ** (stages - 1)}, as {stages} stages need"
+        )
+    if spacing_mm is not None and not (_are_positive(spacing_mm) and len(spacing_mm) == len(patch_size)):
+        raise ValueError(f"spacing_mm must be a number above 0 for each axis of patch_size; got {spacing_mm}")
+
+
+def _are_positive(values: object) -> bool:
+    return isinstance(values, Sequence) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in values
+    )
+
+
 def small_plans(
     plans: dict[str, Any],
     name: str,
@@ -34,15 +67,12 @@ def small_plans(
         spacing_mm: target spacing, slowest axis first; None keeps nnU-Net's.
         batch_size: labeled patches a step.
         configuration: the one to shrink; the new plans hold no other.
+
+    Raises:
+        ValueError: as :func:`check_small_plans`.
     """
+    check_small_plans(patch_size=patch_size, features=features, spacing_mm=spacing_mm, batch_size=batch_size)
     stages, dimension = len(features), len(patch_size)
-    if stages < 3:
-        raise ValueError(f"{stages} stages are too few for nnU-Net's deep supervision; give at least 3 features")
-    indivisible = [size for size in patch_size if size % 2 ** (stages - 1)]
-    if indivisible:
-        raise ValueError(
-            f"patch_size {tuple(patch_size)} is not divisible by {2 ** (stages - 1)}, as {stages} stages need"
-        )
     small = copy.deepcopy(plans)
     chosen = PlansManager(small).get_configuration(configuration).configuration  # with what it inherits
     for reference in ("inherits_from", "next_stage"):  # to configurations that the new plans do not hold

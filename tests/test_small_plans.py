@@ -8,7 +8,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dualcl.small_plans import small_plans, write_small_plans
+from nnunet_dualcl.small_plans import check_small_plans, small_plans, write_small_plans
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "residual"])
@@ -95,6 +95,25 @@ def test_plans_are_written_beside_the_source(plans: dict[str, Any], tmp_path: Pa
     path = write_small_plans(tmp_path, "nnUNetPlans", "small", patch_size=(8, 16, 24), features=(4, 6, 8))
     assert path == tmp_path / "small.json"
     assert json.loads(path.read_text(encoding="utf-8")) == shrink(plans)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": [4, 0, 8]}, "features must be of whole numbers above 0"),
+        ({"features": 8}, "features must be of whole numbers above 0; got 8"),
+        ({"patch_size": [8, 16, 24.0]}, "patch_size must be of whole numbers"),
+        ({"patch_size": "8x8"}, "patch_size must be of whole numbers"),
+        ({"batch_size": True}, "batch_size must be of whole numbers"),
+        ({"spacing_mm": [1, 0, 1]}, "spacing_mm must be a number above 0 for each axis"),
+        ({"spacing_mm": 2}, "spacing_mm must be a number above 0 for each axis"),
+    ],
+)
+def test_options_that_give_no_plans_are_refused(options: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"patch_size": (8, 16, 24), "features": [4, 6, 8], "spacing_mm": [1, 2.5, 1.5]}
+    check_small_plans(**good)
+    with pytest.raises(ValueError, match=message):
+        check_small_plans(**{**good, **options})
 
 
 def test_too_few_stages_for_deep_supervision_are_refused() -> None:

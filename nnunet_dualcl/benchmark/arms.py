@@ -20,7 +20,7 @@ class Arm:
         title: for tables.
         trainer: class name.
         config: fields of ``DualCLConfig`` that differ from its defaults.
-        labels: whether the arm sees the few labels or those of the whole pool.
+        labels: whether the arm sees the few labels or those of the whole pool, less its validation cases.
         procedure: one training; two of other seeds whose predictions are averaged; training, labeling the unlabeled
             cases with it, and training anew on all of them; or the export of another arm's model.
         exports: the arm whose model is exported.

@@ -111,7 +111,8 @@ def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
     """Run one job of a prepared benchmark in this process, unless it is finished.
 
     On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set: batches made in the training process come in the same
-    order each time, and the same job gives the same weights. A GPU would wait for them.
+    order each time, and the same job gives the same weights up to rounding by nnU-Net's blur, which picks its algorithm
+    by the clock. A GPU would wait for them.
 
     Args:
         wait: for another process that is at the job, instead of raising.

@@ -66,7 +66,8 @@ def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
     with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
         plan_experiments([protocol.dataset_id])
     if protocol.small_plans:
-        write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **protocol.small_plans)
+        options = {**protocol.small_plans, "configuration": protocol.configuration}
+        write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **options)
     preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [2])
     write_splits(preprocessed / SPLITS_FILE, splits, force=True)
     report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)

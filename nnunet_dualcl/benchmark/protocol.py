@@ -14,6 +14,7 @@ from nnunet_dualcl.benchmark.arms import ARMS, Arm
 from nnunet_dualcl.benchmark.results import ALL_LABELED
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.small_plans import check_small_plans
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres", "2d")
 """Of nnU-Net's plans, those that every arm trains."""
@@ -53,7 +54,7 @@ class Protocol:
     arms: Mapping[str, int]
     """Arm -> draws of it, at most ``draws``."""
     steps: int
-    """Training steps of each arm."""
+    """Training steps of each training (the ensemble and self-training are two)."""
     test_cases: int | tuple[str, ...]
     """Held back before anything is planned, a number drawn by seed or these very cases; no choice is made on them."""
     validation_cases: int
@@ -134,8 +135,19 @@ class Protocol:
         require(self.configuration in CONFIGURATIONS, "configuration", f"one of {', '.join(CONFIGURATIONS)}")
         unknown = sorted(set(self.baselines) - set(ARMS) - set(self.variants))
         require(not unknown, "baselines", f"arms, among which are no {', '.join(unknown)}")
+        if self.small_plans:
+            self._check_small_plans()
         set_here = sorted(set(self.config) & set(_shared_config(self, draw=0)))
         require(not set_here, "config", f"without {', '.join(set_here)}, which steps, steps_per_epoch and seed set")
+
+    def _check_small_plans(self) -> None:
+        try:
+            check_small_plans(**self.small_plans)
+        except (TypeError, ValueError) as error:  # TypeError: a key is unknown or missing
+            raise DualCLError(f"small_plans: {str(error).removeprefix('check_small_plans() ')}.") from None
+        axes = 2 if self.configuration == "2d" else 3
+        if len(self.small_plans["patch_size"]) != axes:
+            raise DualCLError(f"small_plans: patch_size must have {axes} axes for {self.configuration}.")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Protocol:

@@ -101,7 +101,8 @@ def run_benchmark(
         Names of the jobs that failed; their output is in ``jobs/NAME/logs/``.
 
     Raises:
-        DualCLError: before anything is written, where the protocol, the source, the arms or the device will not do.
+        DualCLError: before anything is written, where the protocol, the arms or the device will not do or the source is
+            no dataset; before any planning, where cases of the source will not do.
     """
     engine = engine or Engine()
     protocol = Protocol.from_yaml(protocol_file)

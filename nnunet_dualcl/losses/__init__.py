@@ -3,7 +3,7 @@
 =====================  =====================================================================================
 ``entropy``            probabilities -> normalized entropy of each voxel
 ``reliability``        entropy -> which voxels are confident enough to teach
-``pseudo_label``       L_u: cross-entropy of one decoder against the other's classes on reliable voxels
+``pseudo_label``       cross-entropy part of L_u: a decoder against the classes of whoever teaches, where reliable
 ``verification``       L_reg: squared error where the two decoders' assertions differ
 ``prototypes``         embeddings of reliable voxels -> one unit vector a class
 ``contrastive``        L_c: unreliable voxels toward the prototype of their class, away from the others

@@ -1,4 +1,4 @@
-"""L_u: one decoder learns the classes that the other is sure of."""
+"""The cross-entropy part of L_u: a decoder learns the classes that whoever teaches is sure of."""
 
 from __future__ import annotations
 

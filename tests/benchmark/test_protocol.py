@@ -12,6 +12,7 @@ from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.errors import DualCLError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "benchmarks" / "protocols").glob("*.yaml"))
+SMALL = {"patch_size": [8, 8, 8], "features": [2, 3, 4]}
 VALUES: dict[str, Any] = {
     "title": "Toy", "dataset_id": 7, "dataset_name": "Toy", "labeled": [3, 2], "draws": 2, "steps": 500,
     "test_cases": 2, "validation_cases": 1, "arms": {"stock": 2, "stock_all": 1, "dualcl": 1}, "seed": 10,
@@ -106,6 +107,14 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"configuration": "3d_fulres"}, "configuration must be one of 3d_fullres, 3d_lowres, 2d"),
         ({"baselines": ["stok"]}, "baselines must be arms, among which are no stok"),
         ({"config": {"num_epochs": 3}}, "config must be without num_epochs, which steps"),
+        ({"small_plans": {"patch": [8, 8, 8]}}, "small_plans: got an unexpected keyword argument 'patch'"),
+        (
+            {"small_plans": {"patch_size": [8, 8, 8]}},
+            "small_plans: missing 1 required .* 'features'",
+        ),
+        ({"small_plans": {**SMALL, "patch_size": [8, 8]}}, "small_plans: patch_size must have 3 axes for 3d_fullres"),
+        ({"small_plans": SMALL, "configuration": "2d"}, "small_plans: patch_size must have 2 axes for 2d"),
+        ({"small_plans": {**SMALL, "spacing_mm": [1, 1]}}, "small_plans: spacing_mm must be a number above 0 for each"),
         ({"score": "train"}, "score must be test or validation, got 'train'"),
         ({"variants": {"dualcl": {"arm": "dualcl"}}}, "The variant dualcl has the name of an arm"),
         ({"variants": {"mine": {"arm": "dual"}}}, "The variant mine needs 'arm', one of stock,"),

@@ -146,6 +146,21 @@ def test_an_interrupted_run_goes_on(toy: Plan, tmp_path: Path, monkeypatch: pyte
     assert everything_in(target) == everything_in(whole)
 
 
+def test_the_description_comes_last(toy: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run was killed before it wrote cannot be missed by those who go by dataset.json."""
+    written: list[str] = []
+
+    def noting(path: Path, content: Any) -> None:
+        written.append(path.relative_to(tmp_path / NAME).as_posix())
+        path.parent.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(writer, "write_text", noting)
+    monkeypatch.setattr(writer, "write_table", noting)
+    monkeypatch.setattr(writer, "write_report", lambda report: written.append("report"))
+    write_dataset(toy, tmp_path / NAME, ALONE)
+    assert written[-4:] == ["conversion/patients.csv", "report", "splits_final.json", "dataset.json"]
+
+
 def test_resuming_redoes_what_failed_changed_or_is_lost(toy: Plan, tmp_path: Path) -> None:
     target = tmp_path / NAME
     failing = replace(toy.cases[1], load=partial(fail, DualCLError("not yet")))
