@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import yaml
 
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference
 from nnunet_dualcl.dataset_conversion.labels import merge_structures, whole_numbers
@@ -37,6 +36,7 @@ from nnunet_dualcl.dataset_conversion.reading import ending_of, files_of, read_v
 from nnunet_dualcl.dataset_conversion.volumes import load_volumes
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.yaml_file import read_mapping
 
 Spacing = tuple[float, float, float]
 
@@ -233,12 +233,9 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _from_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DualCLError(f"Cannot read the labels in {path}: {error}") from None
-    if not isinstance(content, dict) or not content:
-        raise DualCLError(f"{path} must map names to values, as in 'liver: 1'; found {type(content).__name__}.")
+    content = read_mapping(path, "list of labels")
+    if not content:
+        raise DualCLError(f"{path} is empty. It must map names to values, as in 'liver: 1'.")
     for name, what in content.items():
         values = what if isinstance(what, list) else [what]
         if not isinstance(name, str):

@@ -18,6 +18,7 @@ import yaml
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE
+from nnunet_dualcl.yaml_file import read_mapping
 
 _NO_TERMS = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
 
@@ -261,19 +262,9 @@ class DualCLConfig:
         """Read a YAML file of ``key: value`` lines; keys left out keep the values of ``preset``.
 
         Raises:
-            DualCLError: the file is missing, no YAML, no mapping, or holds a wrong key or value.
+            DualCLError: the file is missing, no YAML, no mapping, or holds a wrong key or value or one key twice.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DualCLError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, an impossible date
-            raise DualCLError(f"The configuration {path} is no valid YAML: {error}") from None
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise DualCLError(f"The configuration {path} must hold 'key: value' lines, found {type(values).__name__}.")
-        return cls.from_mapping({**PRESETS[preset], **values}, source=str(path))
+        return cls.from_mapping({**PRESETS[preset], **read_mapping(path, "configuration")}, source=str(path))
 
     @classmethod
     def from_environment(cls, *, preset: str = "dualcl") -> DualCLConfig:

@@ -129,6 +129,7 @@ def test_the_ends_of_the_unit_interval_are_allowed(name: str, value: int) -> Non
         ("seed\n", "must hold 'key: value' lines, found str"),
         ("seed: [1,\n", "is no valid YAML"),
         ("seed: 2024-99-99\n", "is no valid YAML"),
+        ("seed: 3\nnum_epochs: 2\nseed: 4\n", r"is no valid YAML: 'seed' is there twice\s+in .* line 3"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

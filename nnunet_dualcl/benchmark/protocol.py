@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
 from nnunet_dualcl.benchmark.results import ALL_LABELED
 from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.small_plans import check_small_plans
+from nnunet_dualcl.yaml_file import read_mapping
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres", "2d")
 """Of nnU-Net's plans, those that every arm trains."""
@@ -156,12 +155,7 @@ class Protocol:
         Raises:
             DualCLError: unreadable, no mapping, unknown or missing keys, or impossible values.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DualCLError(f"Cannot read the protocol {path}: {error}") from None
-        if not isinstance(values, dict):
-            raise DualCLError(f"The protocol {path} must hold 'key: value' lines.")
+        values = read_mapping(path, "protocol")
         fields = dataclasses.fields(cls)
         unknown = sorted(set(values) - {entry.name for entry in fields})
         required = {

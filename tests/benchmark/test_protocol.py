@@ -128,7 +128,9 @@ def test_a_faulty_protocol_is_refused_by_name(changes: dict[str, Any], message: 
         Protocol.from_yaml(write(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("text", ["- a list", "title: [", "title: Toy"])
+@pytest.mark.parametrize(
+    "text", ["- a list", "title: [", "title: Toy", "title: Toy\ntitle: Toi", "arms: {a: 1, a: 2}", ""]
+)
 def test_what_is_no_protocol_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(DualCLError, match=r"protocol .*p\.yaml"):

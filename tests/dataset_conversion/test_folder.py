@@ -225,7 +225,7 @@ def test_options_say_the_same_as_keywords(tmp_path: Path) -> None:
     [
         (("--label", "a=1"), "Name the channel"),
         (("--channel", "CT", "--labels", "seg/*"), "Name the labels"),
-        (("--channel", "CT", "--label-yaml", "absent.yaml"), "Cannot read the labels in absent"),
+        (("--channel", "CT", "--label-yaml", "absent.yaml"), "Cannot read the list of labels absent"),
     ],
 )
 def test_options_that_are_missing_are_asked_for(arguments: tuple[str, ...], message: str) -> None:
@@ -233,9 +233,17 @@ def test_options_that_are_missing_are_asked_for(arguments: tuple[str, ...], mess
         parse(*arguments)
 
 
-def test_a_yaml_file_of_another_shape_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("- liver\n", encoding="utf-8")
-    with pytest.raises(DualCLError, match="must map names to values"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- liver\n", "must hold 'key: value' lines"),
+        ("", "is empty. It must map names to values"),
+        ("liver: 1\ntumor: 2\nliver: 3\n", "'liver' is there twice"),
+    ],
+)
+def test_a_yaml_file_that_is_no_list_of_labels_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DualCLError, match=message):
         parse("--channel", "CT", "--label-yaml", str(tmp_path / "a.yaml"))
 
 
