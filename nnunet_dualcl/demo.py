@@ -92,9 +92,10 @@ def _step(steps: tqdm, description: str) -> None:
 
 @contextmanager
 def _own_environment(folder: Path) -> Iterator[None]:
-    """nnU-Net's three folders under ``folder``, few processes, all cores for torch."""
+    """nnU-Net's three folders under ``folder``, few processes, all cores for torch unless ``OMP_NUM_THREADS`` is set."""
     processes = str(min(2, os.cpu_count() or 1))
-    torch.set_num_threads(os.cpu_count() or 1)
+    if "OMP_NUM_THREADS" not in os.environ:  # beside other work threads wait for each other: 10 times as long was seen
+        torch.set_num_threads(os.cpu_count() or 1)
     with nnunet_folders(folder), variables({"nnUNet_def_n_proc": processes, "nnUNet_n_proc_DA": processes}):
         yield
 
