@@ -94,7 +94,7 @@ def _step(steps: tqdm, description: str) -> None:
 def _own_environment(folder: Path) -> Iterator[None]:
     """nnU-Net's three folders under ``folder``, few processes, all cores for torch unless ``OMP_NUM_THREADS`` says."""
     processes = str(min(2, os.cpu_count() or 1))
-    if "OMP_NUM_THREADS" not in os.environ:  # beside other work threads wait for each other: 10 times as long was seen
+    if "OMP_NUM_THREADS" not in os.environ:  # beside other work, threads wait for each other
         torch.set_num_threads(os.cpu_count() or 1)
     with nnunet_folders(folder), variables({"nnUNet_def_n_proc": processes, "nnUNet_n_proc_DA": processes}):
         yield

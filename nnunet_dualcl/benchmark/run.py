@@ -21,7 +21,6 @@ from typing import Any
 
 import submitit
 import torch
-import yaml
 from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import JOBS_FOLDER, PROTOCOL_FILE, finished_seconds
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.training.environment import nnunet_folders, variables
+from nnunet_dualcl.yaml_file import read_mapping
 
 LOGS_FOLDER = "logs"
 _MONTH_MINUTES = 30 * 24 * 60
@@ -233,9 +233,8 @@ def _share(device: str, at_once: int) -> dict[str, str]:
 
 def _keep_protocol(protocol_file: Path, folder: Path) -> None:
     kept = folder / PROTOCOL_FILE
-    text = protocol_file.read_text(encoding="utf-8")
-    if kept.is_file() and yaml.safe_load(kept.read_text(encoding="utf-8")) != yaml.safe_load(text):
+    if kept.is_file() and read_mapping(kept, "protocol") != read_mapping(protocol_file, "protocol"):
         raise DualCLError(
             f"{folder} holds results of another protocol. Give -o another folder, or go on with {kept} as it is."
         )
-    write_text(kept, text)
+    write_text(kept, protocol_file.read_text(encoding="utf-8"))

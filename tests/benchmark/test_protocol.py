@@ -108,10 +108,7 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"baselines": ["stok"]}, "baselines must be arms, among which are no stok"),
         ({"config": {"num_epochs": 3}}, "config must be without num_epochs, which steps"),
         ({"small_plans": {"patch": [8, 8, 8]}}, "small_plans: got an unexpected keyword argument 'patch'"),
-        (
-            {"small_plans": {"patch_size": [8, 8, 8]}},
-            "small_plans: missing 1 required .* 'features'",
-        ),
+        ({"small_plans": {"patch_size": [8, 8, 8]}}, "small_plans: missing 1 required .* 'features'"),
         ({"small_plans": {**SMALL, "patch_size": [8, 8]}}, "small_plans: patch_size must have 3 axes for 3d_fullres"),
         ({"small_plans": SMALL, "configuration": "2d"}, "small_plans: patch_size must have 2 axes for 2d"),
         ({"small_plans": {**SMALL, "spacing_mm": [1, 1]}}, "small_plans: spacing_mm must be a number above 0 for each"),
