@@ -35,7 +35,7 @@ from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, Scan, Sou
 from nnunet_dualcl.dataset_conversion.reading import ending_of, files_of, read_volume
 from nnunet_dualcl.dataset_conversion.volumes import load_volumes
 from nnunet_dualcl.dataset_conversion.write import converter
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.yaml_file import read_mapping
 
 Spacing = tuple[float, float, float]
@@ -124,7 +124,7 @@ def plan(
             + f".{why_no_match(images, source)}{_instances(free)}"
         )
     notes = [
-        f"{len(paths)} volume files {what}: {', '.join(paths[:5])}{' ...' if len(paths) > 5 else ''}"
+        f"{len(paths)} volume files {what}: {first_few(paths)}"
         for paths, what in (
             (idle, "match no pattern"),
             (unnamed, f"are none of the labels {', '.join(labels)}"),

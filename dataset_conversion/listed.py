@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_dualcl.dataset_conversion.folds import Fold
 from nnunet_dualcl.dataset_conversion.plan import Refusal, Role, SourceCase
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 ROLES = {"train": Role.LABELED, "val": Role.LABELED, "unlabeled": Role.UNLABELED, "test": Role.TEST}
 """Part of a list -> what its cases are for."""
@@ -75,7 +75,7 @@ def parts_of(lists: Lists, *, labeled: int | None, val: int) -> dict[str, str]:
     """
     twice = [name for name, times in Counter((*lists.train, *lists.val, *lists.test)).items() if times > 1]
     if twice:
-        raise DualCLError(f"{', '.join(twice[:5])}: in two lists. A patient belongs to one of training and test.")
+        raise DualCLError(f"{first_few(twice)}: in two lists. A patient belongs to one of training and test.")
     if not lists.train:
         raise DualCLError("Nobody is listed for training, so there is nothing to train on.")
     if val and lists.val:

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nnunet_dualcl import __version__
-from nnunet_dualcl.atomic import replacing, write_rows, write_table, write_text
+from nnunet_dualcl.atomic import alone, replacing, write_rows, write_table, write_text
 from nnunet_dualcl.dataset_conversion.folds import Fold, patient_folds, without
 from nnunet_dualcl.dataset_conversion.leaks import without_leaks, without_test_patients
 from nnunet_dualcl.dataset_conversion.one_case import (
@@ -35,7 +34,7 @@ from nnunet_dualcl.dataset_conversion.one_case import (
 )
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.report import ConversionReport, write_report
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
 from nnunet_dualcl.parallel import results
 
@@ -142,7 +141,7 @@ def check_plan(plan: Plan) -> None:
     if odd or twice:
         raise DualCLError(
             "Case names must be unique and of letters, digits, underscores and hyphens, and differ by more than upper "
-            f"and lower case; got {', '.join((odd + twice)[:5])}."
+            f"and lower case; got {first_few(odd + twice)}."
         )
     if not plan.labels and plan.cases and not any(case.role is Role.LABELED for case in plan.cases):
         return  # unlabeled cases for a dataset that there is
@@ -218,7 +217,7 @@ def _check_target(plan: Plan, target: Path, options: Options) -> None:
     gone = [path.stem for path in sorted((target / CASES_FOLDER).glob("*.json")) if path.stem not in planned]
     if gone:
         raise DualCLError(
-            f"{target} holds {', '.join(gone[:5])}, which the source has no more. Put the files back, or convert "
+            f"{target} holds {first_few(gone)}, which the source has no more. Put the files back, or convert "
             "into a new dataset."
         )
 
@@ -268,17 +267,9 @@ def _check_disk(target: Path, cases: Sequence[SourceCase]) -> None:
 def _alone(target: Path) -> Iterator[None]:
     """Only one conversion at a time works on a target."""
     path = target / "conversion" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DualCLError(f"Another conversion is at work on {target}. Wait for it, or end it.") from None
-    try:
+    with alone(path, f"Another conversion is at work on {target}. Wait for it, or end it."):
         yield
         path.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def _begin(plan: Plan, target: Path, options: Options, remaining: Sequence[str]) -> None:

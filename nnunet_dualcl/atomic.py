@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted run leaves the old file or the new one, never half of it."""
+"""Writing files so that an interrupted run leaves the old file or the new one, never half of it, by one process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nnunet_dualcl.errors import DualCLError
+
+
+@contextmanager
+def alone(path: Path, refusal: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, whose folder is made; a process that ends, however it ends, gives it back.
+
+    Args:
+        refusal: what to say where another process holds it.
+        wait: for that process, instead of raising.
+
+    Raises:
+        DualCLError: another process holds it, and ``wait`` is off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise DualCLError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

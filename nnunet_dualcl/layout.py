@@ -24,6 +24,7 @@ REPLACED_SPLITS_FILE = "splits_of_conversion.json"
 """Where a raw dataset keeps the split that it came with, once ``dualcl split`` has drawn another."""
 
 CONFIG_FILE = "dualcl_config.yaml"
+TRAINING_LOCK_FILE = "training.lock"
 TERM_LOG_FILE = "dualcl_terms.csv"
 TERM_PICTURE_FILE = "dualcl_progress.png"
 PREPROCESSED_STAMP_FILE = "dualcl_preprocessed.json"

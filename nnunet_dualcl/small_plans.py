@@ -30,6 +30,8 @@ def check_small_plans(
         if not (_are_positive(values) and all(isinstance(value, int) for value in values)):
             raise ValueError(f"{name} must be of whole numbers above 0; got {values}")
     stages = len(features)
+    if len(patch_size) not in (2, 3):
+        raise ValueError(f"patch_size must have 2 or 3 axes; got {tuple(patch_size)}")
     if stages < 3:
         raise ValueError(f"{stages} stages are too few for nnU-Net's deep supervision; give at least 3 features")
     if any(size % 2 ** (stages - 1) for size in patch_size):

@@ -1,8 +1,13 @@
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from nnunet_dualcl.atomic import remove_leftovers, replacing, write_table, write_text
+from nnunet_dualcl.atomic import alone, remove_leftovers, replacing, write_table, write_text
+from nnunet_dualcl.errors import DualCLError
 
 
 def names(folder: Path) -> list[str]:
@@ -78,3 +83,49 @@ def test_what_a_killed_writer_left_of_a_file_goes(tmp_path: Path) -> None:
     assert [name.split(".partial")[0] for name in left] == [".a1", ".a[1]"]
     assert left[1].endswith(".txt")
     assert (tmp_path / "a[1].pth").is_file()
+
+
+# ---- one process at a time
+
+
+def test_a_second_holder_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / "work.lock"
+    with alone(lock, "someone is at it"):
+        with pytest.raises(DualCLError, match="someone is at it"), alone(lock, "someone is at it"):
+            pass
+    with pytest.raises(ValueError, match="in the middle"), alone(lock, ""):
+        raise ValueError("in the middle")
+    with alone(lock, "", wait=True):
+        assert lock.is_file()
+
+
+_HOLDER = """
+import os, signal, sys, time
+from pathlib import Path
+from nnunet_dualcl.atomic import alone
+with alone(Path(sys.argv[1]), ""):
+    child = os.fork()
+    if child == 0:
+        time.sleep(300)
+        os._exit(0)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts processes without fork")
+def test_workers_that_outlive_a_killed_process_do_not_hold_its_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "work.lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(lock)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        assert holder.wait() == -signal.SIGKILL
+        os.kill(worker, 0)  # still there
+        with alone(lock, "held"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        holder.stdout.close()

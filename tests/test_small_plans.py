@@ -104,6 +104,7 @@ def test_plans_are_written_beside_the_source(plans: dict[str, Any], tmp_path: Pa
         ({"features": 8}, "features must be of whole numbers above 0; got 8"),
         ({"patch_size": [8, 16, 24.0]}, "patch_size must be of whole numbers"),
         ({"patch_size": "8x8"}, "patch_size must be of whole numbers"),
+        ({"patch_size": []}, r"patch_size must have 2 or 3 axes; got \(\)"),
         ({"batch_size": True}, "batch_size must be of whole numbers"),
         ({"spacing_mm": [1, 0, 1]}, "spacing_mm must be a number above 0 for each axis"),
         ({"spacing_mm": 2}, "spacing_mm must be a number above 0 for each axis"),

@@ -13,7 +13,7 @@ from pydicom.pixels.utils import iter_pixels
 from nnunet_dualcl.dataset_conversion.dicom.grid import Grid, Slice
 from nnunet_dualcl.dataset_conversion.dicom.header import is_cut_off
 from nnunet_dualcl.dataset_conversion.dicom.suv import TAGS, suv_factor
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 _PIXELS = ["Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 _UNREADABLE = (
@@ -37,7 +37,7 @@ def read_series(slices: Sequence[Slice], grid: Grid, modality: str) -> tuple[sit
     cut_off = {path for path in files if _is_cut_off(path)}
     if cut_off:  # some releases of GDCM fill up what is missing without a word
         numbers = [str(number) for number, each in enumerate(slices, 1) if each.path in cut_off]
-        places = f"{', '.join(numbers[:5])}{' ...' if numbers[5:] else ''} by position"
+        places = f"{first_few(numbers)} by position"
         raise DualCLError(
             f"pixel data cannot be read: {len(cut_off)} of {len(files)} files cut off (slice {places}). --dry-run "
             "names them. Export the series again."

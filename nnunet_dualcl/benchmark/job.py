@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
-from nnunet_dualcl.atomic import write_table, write_text
+from nnunet_dualcl.atomic import alone, write_table, write_text
 from nnunet_dualcl.benchmark.arms import Arm
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import (
@@ -122,15 +121,12 @@ def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
     """
     place = Place(Protocol.from_yaml(folder / PROTOCOL_FILE), job, folder, device)
     place.protocol.arm(job.arm)  # an unknown one is refused before its folder is made
-    place.own.mkdir(parents=True, exist_ok=True)
     workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" and "nnUNet_n_proc_DA" not in os.environ else {}
-    try:
-        with FileLock(place.own / _LOCK_FILE, blocking=wait), variables(workers):
-            if not (place.own / JOB_FILE).is_file():
-                with nnunet_folders(folder, results=place.own / "model"):
-                    run_job(place)
-    except Timeout:
-        raise DualCLError(f"Another process is at the job {place.own}. Wait for it, or end it.") from None
+    refusal = f"Another process is at the job {place.own}. Wait for it, or end it."
+    with alone(place.own / _LOCK_FILE, refusal, wait=wait), variables(workers):
+        if not (place.own / JOB_FILE).is_file():
+            with nnunet_folders(folder, results=place.own / "model"):
+                run_job(place)
 
 
 def run_job(place: Place) -> None:

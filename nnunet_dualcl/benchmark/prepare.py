@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
-from nnunet_dualcl.atomic import write_text
+from nnunet_dualcl.atomic import alone, write_text
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import PREPARED_FILE
 from nnunet_dualcl.data.cases import CaseImages, list_case_images, refuse_misnamed
 from nnunet_dualcl.data.splits import Split, draw_splits, known_groups, of_groups, write_splits
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.evaluation.metrics import check_geometry, read_header
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 from nnunet_dualcl.preprocessing import preprocess_dataset
@@ -43,11 +42,8 @@ def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
     Raises:
         DualCLError: another process is at it, the folder was prepared from another source, or a case will not do.
     """
-    try:
-        with FileLock(folder / _LOCK_FILE, blocking=False):
-            _prepare(protocol, source, folder)
-    except Timeout:
-        raise DualCLError(f"Another process prepares {folder}. Wait for it, or end it.") from None
+    with alone(folder / _LOCK_FILE, f"Another process prepares {folder}. Wait for it, or end it."):
+        _prepare(protocol, source, folder)
 
 
 def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
@@ -166,7 +162,7 @@ def _check_labels(cases: CaseImages, labels: Mapping[str, Path]) -> None:
     missing = [case for case, label in labels.items() if not label.is_file()]
     if missing:
         raise DualCLError(
-            f"No label for {', '.join(missing[:5])}{' ...' if missing[5:] else ''} in {labels[missing[0]].parent}. "
+            f"No label for {first_few(missing)} in {labels[missing[0]].parent}. "
             f"Move images without labels into {IMAGES_UNLABELED}."
         )
     for case, label in labels.items():

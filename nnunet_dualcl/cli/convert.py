@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.data.cases import raw_training_images, read_splits
+from nnunet_dualcl.data.plans import read_json
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import SPLITS_FILE, required_folder
 
 KINDS = {
@@ -24,6 +26,10 @@ KINDS = {
     "flare22": "FLARE 2022: 50 labeled and 2,000 unlabeled scans",
 }
 """Modules of ``dataset_conversion`` and what they read."""
+_AGAIN = (
+    "Then make the labeled cases anew: nnUNetv2_preprocess with the plans that are there, or "
+    "nnUNetv2_plan_and_preprocess ... --clean for new plans. Move the folders of folds that are trained already away."
+)
 _NEXT = "Next: nnUNetv2_plan_and_preprocess -d {} -c 3d_fullres --verify_dataset_integrity"
 
 
@@ -74,16 +80,27 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def _before_planning(target: Path) -> str | None:
-    """What keeps nnU-Net from planning: it stops, without a word, at a split of before that is not the dataset's."""
-    planned = Path(os.environ.get("nnUNet_preprocessed", "")) / target.name / SPLITS_FILE
-    own = target / SPLITS_FILE
-    if not os.environ.get("nnUNet_preprocessed") or not planned.is_file() or not own.is_file():
+    """What a dataset that was planned before needs; nnU-Net stops, without a word, at a split that is not its own."""
+    if not os.environ.get("nnUNet_preprocessed"):
         return None
-    if planned.read_text(encoding="utf-8") == own.read_text(encoding="utf-8"):
+    planned = Path(os.environ["nnUNet_preprocessed"]) / target.name / SPLITS_FILE
+    if not planned.is_file():
+        return None
+    own = target / SPLITS_FILE
+    if own.is_file():
+        if planned.read_bytes() == own.read_bytes():
+            return None
+        return (
+            "This dataset was planned before, with another split. nnU-Net will not plan again until "
+            f"{planned} is gone: keep it elsewhere if trainings used it, delete it here. {_AGAIN}"
+        )
+    listed = {case for split in read_splits(planned.parent) for cases in split.values() for case in cases}
+    labeled = raw_training_images(target, read_json(target / "dataset.json"))
+    if not (new := sorted(set(labeled) - listed)):
         return None
     return (
-        f"This dataset was planned before, with another split. nnU-Net will not plan again until {planned} is gone: "
-        "keep it elsewhere if trainings used it, delete it here, then plan and preprocess again."
+        f"{len(new)} labeled case(s) are in no fold of {planned}, which dualcl split wrote: {first_few(new)}. Unless "
+        f"they were left out on purpose, draw again with: dualcl split ... --force. {_AGAIN}"
     )
 
 

@@ -109,6 +109,8 @@ def _folder(name: str) -> Finding:
     if not value:
         return Finding("fault", f"{name} is not set", f"export {name}=/path/to/{name}")
     path = Path(value)
+    if path.exists() and not path.is_dir():
+        return Finding("fault", f"{name}={value} is a file", f"export {name}=/path/to/{name}")
     if not path.is_dir():
         return Finding("fault", f"{name}={value} is no folder", f"mkdir -p {shlex.quote(value)}")
     if not os.access(path, os.W_OK) and name != "nnUNet_raw":  # training only reads raw data

@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_dualcl import __version__
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER, run_with_arguments
 from nnunet_dualcl.cli.preflight import check_predict, check_train
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     CONFIG_VARIABLE,
     EXT_TRAINER_VARIABLE,
@@ -172,6 +172,7 @@ def _split(arguments: argparse.Namespace) -> int:
         read_case_list,
         read_groups,
         replace_splits,
+        trained_folds,
     )
 
     name = dataset_name(arguments.d)
@@ -201,7 +202,9 @@ def _split(arguments: argparse.Namespace) -> int:
             f"{', '.join(shared)}. Move these out of that folder and repeat; the draw stays the same."
         )
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
-    replace_splits(raw, path, splits, force=arguments.force)
+    results = os.environ.get("nnUNet_results")
+    trained = trained_folds(Path(results) / name) if results else []
+    replace_splits(raw, path, splits, force=arguments.force, trained=bool(trained))
     first = splits[0]
     more = f" (and {len(unlabeled)} in {IMAGES_UNLABELED})" if unlabeled else ""
     print(
@@ -212,9 +215,15 @@ def _split(arguments: argparse.Namespace) -> int:
     tested = list_case_images(raw / "imagesTs", dataset_json["file_ending"])
     if leaks := of_groups([*chain(*first.values()), *unlabeled], tested, groups or {}):
         print(
-            f"Note: patients of imagesTs are trained or validated on with {', '.join(leaks[:5])}"
-            f"{' ...' if leaks[5:] else ''}. If imagesTs is your test set, name these in --exclude and repeat with "
+            f"Note: patients of imagesTs are trained or validated on with {first_few(leaks)}. "
+            "If imagesTs is your test set, name these in --exclude and repeat with "
             f"--force; those in {IMAGES_UNLABELED} have to be moved away.",
+            file=sys.stderr,
+        )
+    if trained:
+        print(
+            f"Note: {first_few(trained)} of {results} were trained before this split. Move their folders away before "
+            "training or validating these folds.",
             file=sys.stderr,
         )
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     EXT_TRAINER_VARIABLE,
     dataset_name,
@@ -32,8 +32,9 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
         with_config: a configuration file was given, which nnU-Net's own trainers do not read.
 
     Raises:
-        DualCLError: no such dataset, plans, configuration, trainer or preprocessed cases, no CUDA device, a trainer
-            that leaves the configuration file aside, or a training that would be begun anew over another one.
+        DualCLError: no such dataset, plans, configuration, fold, trainer or preprocessed cases, no place for results,
+            no CUDA device, a trainer that leaves the configuration file aside, a training that would be begun anew over
+            another one, or one to validate that is not finished.
     """
     parser = _parser()
     parser.add_argument("dataset", nargs="?")
@@ -44,7 +45,12 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     parsed = _parsed(parser, arguments)
     if parsed is None or parsed.fold is None:
         return
-    from nnunet_dualcl.data.plans import check_configuration, read_plans
+    from nnunet_dualcl.data.plans import check_configuration, preprocess_command, read_plans
+
+    if parsed.fold != "all" and not parsed.fold.isdecimal():
+        raise DualCLError(f"Fold '{parsed.fold}' is neither a number nor all.")
+    if parsed.c and parsed.val:
+        raise DualCLError("--c goes on with a training, --val validates a finished one. Give one of them.")
 
     preprocessed = required_folder("nnUNet_preprocessed")
     results = required_folder("nnUNet_results")
@@ -57,7 +63,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     if not folder.is_dir():
         raise DualCLError(
             f"{folder} does not exist: the labeled cases are not preprocessed with these plans. Run: "
-            f"nnUNetv2_preprocess -d {parsed.dataset} -plans_name {parsed.p} -c {parsed.configuration}"
+            + preprocess_command(parsed.dataset, parsed.p, parsed.configuration)
         )
     _check_trainer(parsed.tr, with_config=with_config)
     own = results / name / f"{parsed.tr}__{parsed.p}__{parsed.configuration}" / f"fold_{parsed.fold}"
@@ -67,6 +73,16 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
             f"{own} holds a training ({', '.join(trained)}), which this command would begin anew and overwrite. Go on "
             "with it by --c, validate it by --val, or move that folder away."
         )
+    if parsed.val and "checkpoint_final.pth" not in trained:
+        raise DualCLError(
+            f"{own} holds no finished training (checkpoint_final.pth) to validate. "
+            + ("Finish it with --c." if trained else "Train this fold first, without --val.")
+        )
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"nnUNet_results={results} cannot be made: {error.strerror}. Set it to a folder of yours."
+        raise DualCLError(reason) from None
     _check_device(parsed.device)
 
 
@@ -74,7 +90,7 @@ def check_predict(arguments: Sequence[str]) -> None:
     """Look at the arguments of ``nnUNetv2_predict``; a command line that its parser will refuse is left to it.
 
     Raises:
-        DualCLError: no such dataset, model or checkpoint, or no CUDA device.
+        DualCLError: no such dataset, model or checkpoint, folds that do not go together, or no CUDA device.
     """
     parser = _parser()
     parser.add_argument("-d")
@@ -85,10 +101,10 @@ def check_predict(arguments: Sequence[str]) -> None:
     if parsed is None or parsed.d is None or parsed.c is None:
         return
     results = required_folder("nnUNet_results")
-    from nnunet_dualcl.export import trained_checkpoints
+    from nnunet_dualcl.model_folder import check_folds, trained_checkpoints
 
     model = results / dataset_name(parsed.d) / f"{parsed.tr}__{parsed.p}__{parsed.c}"
-    trained_checkpoints(model, parsed.f, parsed.chk)
+    check_folds(model, trained_checkpoints(model, parsed.f, parsed.chk))
     if parsed.i is not None:
         _check_images(Path(parsed.i), model)
     _check_device(parsed.device)
@@ -107,7 +123,7 @@ def _check_images(folder: Path, model: Path) -> None:
     hidden = [path.name for path in sorted(folder.glob(f".*{ending}"))]  # nnU-Net takes the Mac's ._ files for cases
     others = hidden + misnamed_files(folder, ending)
     if others or not images:
-        found = f"{', '.join(others[:5])}{' ...' if others[5:] else ''}" if others else "none"
+        found = first_few(others) if others else "none"
         raise DualCLError(
             f"{folder} must hold images named CASE_0000{ending}, CASE_0001{ending} for a second channel; found "
             f"{found}. Rename them, or take them out of it."
@@ -116,7 +132,7 @@ def _check_images(folder: Path, model: Path) -> None:
     wrong = [f"{case} ({len(files)})" for case, files in images.items() if len(files) != len(channels)]
     if wrong and any(len(files) > 1 for files in images.values()):  # color images hold all channels in one file
         raise DualCLError(
-            f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} with other than one file a channel. The "
+            f"{folder}: {first_few(wrong)} with other than one file a channel. The "
             f"model takes {len(channels)}: {', '.join(map(str, channels.values()))}. Add what is missing or take the "
             "cases out."
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 
 CaseImages = dict[str, list[Path]]
@@ -90,7 +90,7 @@ def check_disjoint(unlabeled: Iterable[str], split: Mapping[str, list[str]], *, 
         if both:
             meaning = "a labeled training case" if role == "train" else "a validation case"
             raise DualCLError(
-                f"{where}: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''} listed as unlabeled and as "
+                f"{where}: {first_few(both)} listed as unlabeled and as "
                 f"{meaning} ('{role}'). A case has one role: take it out of one of the lists."
             )
 
@@ -110,13 +110,14 @@ def unlabeled_case_images(
     twice = sorted(set(training) & set(own_folder))
     if twice:
         raise DualCLError(
-            f"{raw_dataset_folder}: {', '.join(twice[:5])} in imagesTr and in {IMAGES_UNLABELED}. "
-            "Rename one of them; results are stored by case name."
+            f"{raw_dataset_folder}: {first_few(twice)} in imagesTr and in {IMAGES_UNLABELED}. "
+            f"A case that got its label belongs to imagesTr alone: delete it from {IMAGES_UNLABELED}. Where these are "
+            "different scans, rename one; cases are told apart by name."
         )
     missing = sorted(set(listed) - set(training) - set(own_folder))
     if missing:
         raise DualCLError(
-            f"{raw_dataset_folder}: no image for {', '.join(missing[:5])}, listed as unlabeled in {SPLITS_FILE}. "
+            f"{raw_dataset_folder}: no image for {first_few(missing)}, listed as unlabeled in {SPLITS_FILE}. "
             f"Expected files such as imagesTr/{missing[0]}_0000{dataset_json['file_ending']}."
         )
     cases = {**{case: training[case] for case in listed if case in training}, **own_folder}
@@ -138,8 +139,8 @@ def unlabeled_case_images(
     ]
     if wrong:
         raise DualCLError(
-            f"Unlabeled cases with other than one image file a channel: {'; '.join(wrong[:5])}"
-            f"{' ...' if wrong[5:] else ''}. dataset.json names {len(channels)} channel(s): "
+            f"Unlabeled cases with other than one image file a channel: {first_few(wrong, '; ')}. "
+            f"dataset.json names {len(channels)} channel(s): "
             f"{', '.join(str(name) for name in channels.values())}; expected files end in {', '.join(expected)}. "
             "Add the missing channels or take the cases out."
         )
@@ -174,7 +175,7 @@ def refuse_misnamed(folder: Path, file_ending: str) -> None:
             wrong.append(f"{inner.name}{os.sep}")
     if wrong:
         raise DualCLError(
-            f"{folder}: {', '.join(wrong[:5])}{' ...' if wrong[5:] else ''} would be passed over. Name images like "
+            f"{folder}: {first_few(wrong)} would be passed over. Name images like "
             f"CASE_0000{file_ending}, CASE_0001{file_ending} for a second channel, all in the folder itself; or take "
             "them out of it."
         )

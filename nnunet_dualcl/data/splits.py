@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_dualcl.atomic import replacing, write_text
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
 
 Split = dict[str, list[str]]
@@ -49,7 +49,7 @@ def draw_splits(
     check_groups(cases, group_of)
     unknown = sorted(set(excluded) - set(cases))
     if unknown:
-        raise DualCLError(f"The excluded case {', '.join(unknown[:5])} is not among the dataset's cases.")
+        raise DualCLError(f"The excluded case {first_few(unknown)} is not among the dataset's cases.")
     left_out = {group_of[case] for case in excluded}
     pool = sorted({group_of[case] for case in cases} - left_out)
     if not np.isfinite(validation) or (validation >= 1 and validation != int(validation)):
@@ -140,9 +140,8 @@ def check_groups(cases: Iterable[str], groups: Mapping[str, str]) -> None:
     """
     without = sorted(case for case in set(cases) if not groups.get(case))  # a blank is no patient
     if without:
-        more = f" and {len(without) - 5} more" if without[5:] else ""
         raise DualCLError(
-            f"No group given for {', '.join(without[:5])}{more}. Every case, unlabeled ones too, needs one line in the "
+            f"No group given for {first_few(without)}. Every case, unlabeled ones too, needs one line in the "
             "groups file."
         )
 
@@ -153,18 +152,37 @@ def of_groups(cases: Iterable[str], held: Iterable[str], groups: Mapping[str, st
     return sorted(case for case in cases if groups.get(case, case) in theirs)
 
 
-def replace_splits(raw_dataset_folder: Path, path: Path, splits: Sequence[Split], *, force: bool) -> None:
+def trained_folds(results_dataset_folder: Path) -> list[str]:
+    """Folds with a checkpoint below a dataset's results, ``TRAINER__PLANS__CONFIGURATION/fold_N``, sorted.
+
+    ``fold_all`` is not among them: it has no split.
+    """
+    checkpoints = results_dataset_folder.glob("*/fold_[0-9]*/checkpoint_*.pth")
+    return sorted({path.parent.relative_to(results_dataset_folder).as_posix() for path in checkpoints})
+
+
+def replace_splits(
+    raw_dataset_folder: Path, path: Path, splits: Sequence[Split], *, force: bool, trained: bool = False
+) -> None:
     """Write a split file where nnU-Net looks for it, in place of the one that the raw dataset came with.
 
     nnU-Net copies the raw dataset's split file when it plans, and stops if another one is there by then. So that file
     is kept under another name.
 
+    Args:
+        raw_dataset_folder: of the dataset.
+        path: split file in the preprocessed dataset.
+        splits: to be written.
+        force: replace ``path`` whatever it holds.
+        trained: whether folds of this dataset were trained, so that ``path`` belongs to them.
+
     Raises:
-        DualCLError: ``path`` holds another split than the raw dataset's, and ``force`` is off.
+        DualCLError: ``path`` holds another split than the raw dataset's, or one that was trained with, and ``force`` is
+            off; or the raw dataset's cannot be renamed.
     """
     came_with = raw_dataset_folder / SPLITS_FILE
     is_copy = came_with.is_file() and path.is_file() and path.read_bytes() == came_with.read_bytes()
-    refuse_existing(path, force=force or is_copy)
+    refuse_existing(path, force=force or (is_copy and not trained))
     with replacing(path) as partial:  # if it cannot be written, the other one keeps its name
         write_splits(partial, splits)
         if came_with.is_file():

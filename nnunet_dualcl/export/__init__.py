@@ -1,5 +1,5 @@
 """A trained model as a stock nnU-Net one."""
 
-from nnunet_dualcl.export.stock_model import export_stock_model, is_archive, trained_checkpoints
+from nnunet_dualcl.export.stock_model import export_stock_model, is_archive
 
-__all__ = ["export_stock_model", "is_archive", "trained_checkpoints"]
+__all__ = ["export_stock_model", "is_archive"]

@@ -16,6 +16,7 @@ import torch
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
+from nnunet_dualcl.model_folder import check_folds, trained_checkpoints
 from nnunet_dualcl.networks import PREFIX_B, check_layout
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
@@ -46,11 +47,13 @@ def export_stock_model(
         Names of the exported fold folders.
 
     Raises:
-        DualCLError: nothing to export, a checkpoint of another trainer, or ``target`` exists.
+        DualCLError: nothing to export, a checkpoint of another trainer, folds that do not go together, or ``target``
+            exists.
     """
     if target.exists():
         raise DualCLError(f"{target} exists. Export under a new name, or move the old one away.")
     sources = trained_checkpoints(model_folder, folds, checkpoint_name)
+    check_folds(model_folder, sources)
     place = _installed_place(model_folder) if is_archive(target) else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
@@ -131,28 +134,6 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         "current_epoch": checkpoint["current_epoch"],
     }
-
-
-def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[Path]:
-    """Checkpoints of a trained model folder, of the folds given or of all that have one.
-
-    Raises:
-        DualCLError: no such model, or no such checkpoint.
-    """
-    if not (model_folder / "plans.json").is_file():
-        raise DualCLError(f"{model_folder} holds no trained model (no plans.json). Check -d, -c, -p and -tr.")
-    if folds is None:
-        paths = sorted(model_folder.glob(f"fold_*/{checkpoint_name}"))
-        if not paths:
-            raise DualCLError(
-                f"No {checkpoint_name} in any fold of {model_folder}. Train to the end, or name one with -chk."
-            )
-        return paths
-    paths = [model_folder / f"fold_{fold}" / checkpoint_name for fold in dict.fromkeys(map(str, folds))]
-    for path in paths:
-        if not path.is_file():
-            raise DualCLError(f"{path} does not exist. Train this fold to the end, or name another with -f or -chk.")
-    return paths
 
 
 def _version(package: str) -> str:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
-from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.data.plans import check_configuration, decisive_values, read_json, read_plans
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
     PREPROCESSED_STAMP_FILE,
@@ -30,7 +30,7 @@ from nnunet_dualcl.layout import (
 )
 from nnunet_dualcl.parallel import results
 from nnunet_dualcl.preprocessing.one_case import PROPERTIES_ENDING, Job, fault_of
-from nnunet_dualcl.preprocessing.record import changed, decisive_values, other_values, read_stamp, refuse_other_plans
+from nnunet_dualcl.preprocessing.record import changed, other_values, read_stamp, refuse_other_plans
 
 _LEFTOVER_SECONDS = 24 * 60 * 60
 
@@ -123,7 +123,7 @@ def ensure_unlabeled(
         if raw.is_dir():
             raise DualCLError(no_unlabeled_message(raw, all_labeled=fold == "all"))
         raise DualCLError(
-            f"{folder} holds no preprocessed images of {', '.join(missing[:5]) or 'unlabeled cases'}, and the raw "
+            f"{folder} holds no preprocessed images of {first_few(missing) or 'unlabeled cases'}, and the raw "
             f"dataset is not at nnUNet_raw={os.environ.get('nnUNet_raw')}. Run dualcl preprocess where it is."
         )
     check_disjoint(names, split, where=f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}")

@@ -24,20 +24,28 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dualcl.atomic import remove_leftovers, replacing
+from nnunet_dualcl.atomic import alone, remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.cases import read_split
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader
+from nnunet_dualcl.data.plans import preprocess_command, refuse_other_meaning
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
-from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, SPLITS_FILE
+from nnunet_dualcl.errors import DualCLError, first_few
+from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
 from nnunet_dualcl.training.mixing import copy_paste
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
-from nnunet_dualcl.training.preflight import check_shares, check_split, check_supported
+from nnunet_dualcl.training.preflight import (
+    check_shares,
+    check_split,
+    check_supported,
+    check_unseen,
+    check_validation_folder,
+)
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
@@ -74,6 +82,7 @@ class DualCLTrainer(nnUNetTrainer):
         self._apply(config)
         self.term_log = TermLog()
         self.unlabeled_keys: list[str] = []
+        self.seen: set[str] = set()  # cases of this training so far, unlabeled ones too
         self._skipped = 0
 
     def _apply(self, config: DualCLConfig) -> None:
@@ -175,6 +184,7 @@ class DualCLTrainer(nnUNetTrainer):
                 loader, cases, unlabeled_batch_size, self.label_manager, two_views=two_views
             )
             loader = PairedLoader(loader, unlabeled)
+        self._note_cases({*train.data_loader._data.identifiers, *self.unlabeled_keys})
         workers = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = augment(
@@ -190,6 +200,16 @@ class DualCLTrainer(nnUNetTrainer):
         if workers > 0:
             next(train), next(validation)  # start the workers now, so that a fault in them shows before training
         return train, validation
+
+    def _note_cases(self, cases: set[str]) -> None:
+        """Cases of this training from now on, with a note where a continued one began with others."""
+        if self.seen and cases != self.seen:
+            self.print_to_log_file(
+                f"This training goes on with other cases than before: {len(cases - self.seen)} new "
+                f"({first_few(sorted(cases - self.seen))}), {len(self.seen - cases)} no longer there "
+                f"({first_few(sorted(self.seen - cases))})."
+            )
+        self.seen |= cases
 
     def _seed_epoch(self) -> int:
         """Seed the global generators for the current epoch; the seed."""
@@ -219,13 +239,37 @@ class DualCLTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Training is already finished ({self.num_epochs} epochs).")
             return
         try:
-            super().run_training()
-            if self.is_ddp:
-                dist.barrier()  # rank 0 writes the checkpoints, and --val_best reads one on every rank
+            with self._alone_in_fold():
+                super().run_training()
+                if self.is_ddp:
+                    dist.barrier()  # rank 0 writes the checkpoints, and --val_best reads one on every rank
         finally:
             for augmenter in (self.dataloader_train, self.dataloader_val):
                 if hasattr(augmenter, "_finish"):
                     augmenter._finish()
+
+    def _alone_in_fold(self) -> AbstractContextManager[object]:
+        """Two trainings of one fold would overwrite each other's checkpoints."""
+        if self.local_rank != 0:
+            return nullcontext()
+        return alone(
+            Path(self.output_folder) / TRAINING_LOCK_FILE,
+            f"Another process is training in {self.output_folder}. Wait for it, or end it and go on with --c.",
+        )
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's, of cases that this training never saw, into a folder that holds predictions of no other ones."""
+        folder = Path(self.output_folder) / "validation"
+        if self.fold != "all":  # which validates on its training cases
+            check_validation_folder(folder, self._unseen_validation(), self.dataset_json["file_ending"])
+        super().perform_actual_validation(save_probabilities)
+
+    def _unseen_validation(self) -> list[str]:
+        """The fold's validation cases; none where nnU-Net has still to draw a split."""
+        split = read_split(Path(self.preprocessed_dataset_folder_base), self.fold) or {}
+        validation = split.get("val", [])
+        check_unseen(self.seen, validation, self.fold)
+        return validation
 
     def on_train_start(self) -> None:
         """Check the split and prepare the unlabeled cases before anything long starts."""
@@ -233,12 +277,16 @@ class DualCLTrainer(nnUNetTrainer):
         if self.is_ddp:
             plans = self.configuration_manager
             check_shares(plans.batch_size, dist.get_world_size(), batch_dice=plans.batch_dice)
-        listed = check_split(self.preprocessed_dataset_folder_base, self.preprocessed_dataset_folder, self.fold)
-        if listed:
-            self.print_to_log_file(
-                f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} "
-                f"lists as unlabeled: {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
-            )
+        for note in check_split(
+            Path(self.preprocessed_dataset_folder_base),
+            Path(self.preprocessed_dataset_folder),
+            self.fold,
+            preprocess=preprocess_command(
+                self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
+            ),
+        ):
+            self.print_to_log_file(note)
+        self._unseen_validation()
         if self.config.uses_unlabeled:
             with _rank_0_first(self.local_rank if self.is_ddp else None):
                 self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
@@ -408,6 +456,7 @@ class DualCLTrainer(nnUNetTrainer):
         checkpoint["dualcl"] = {
             "config": self.config.to_mapping(),
             "objective": {name: getattr(self.loss, name).cpu() for name in ("prototypes", "present")},
+            "seen": sorted(self.seen),
             "term_log": self.term_log.rows,
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
         }
@@ -424,6 +473,7 @@ class DualCLTrainer(nnUNetTrainer):
                 f"{filename_or_checkpoint} was written by {checkpoint['trainer_name']}, not by {type(self).__name__}. "
                 f"Name the trainer with -tr {checkpoint['trainer_name']}, or move this folder away to train anew."
             )
+        refuse_other_meaning(checkpoint, self.plans_manager.plans, self.dataset_json, filename_or_checkpoint)
         check_layout(checkpoint["network_weights"], filename_or_checkpoint)
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()
@@ -435,8 +485,9 @@ class DualCLTrainer(nnUNetTrainer):
             )
         if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
-                f"{os.environ[CONFIG_VARIABLE]} asks for {', '.join(different)}. A training that goes on keeps the "
-                "stored configuration; to train with another one, move its output folder away."
+                f"{os.environ[CONFIG_VARIABLE]}, with the defaults for what it leaves out, has {', '.join(different)}. "
+                "A training that goes on keeps the stored configuration; to train with another one, move its output "
+                "folder away."
             )
         self._apply(stored)
         super().load_checkpoint(filename_or_checkpoint)
@@ -444,6 +495,7 @@ class DualCLTrainer(nnUNetTrainer):
         if self.teacher is not None:
             self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])
+        self.seen = set(own.get("seen", ()))  # a checkpoint of an earlier release does not say
 
 
 @contextmanager

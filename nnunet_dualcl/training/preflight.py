@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from nnunet_dualcl.data.cases import read_split, read_splits
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import SPLITS_FILE
 
 _STOCK_FOLDS = 5
@@ -45,33 +46,85 @@ def check_shares(batch_size: int, num_gpus: int, *, batch_dice: bool) -> None:
         )
 
 
-def check_split(preprocessed_base: str, preprocessed_folder: str, fold: int | str) -> list[str]:
+def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess: str) -> list[str]:
     """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
 
+    Args:
+        base: preprocessed dataset, with the split file.
+        labeled_folder: preprocessed labeled cases of the plans.
+        fold: number, or "all".
+        preprocess: nnU-Net's command that makes ``labeled_folder``.
+
     Returns:
-        Cases that the split file lists as unlabeled and this fold uses with their labels all the same: fold "all" does.
+        What is no fault and may surprise all the same, a sentence each.
 
     Raises:
-        DualCLError: naming the split file and the command that writes one.
+        DualCLError: naming the split file and the command that writes one, or cases that are not preprocessed.
     """
-    base = Path(preprocessed_base)
     split = read_split(base, fold)
+    preprocessed = {path.stem for path in labeled_folder.glob("*.pkl")}
     if split is not None:
         for role in ("train", "val"):
             if not split.get(role):
                 raise DualCLError(f"{base / SPLITS_FILE}, fold {fold}: no '{role}' case. Write it anew: dualcl split")
-        return []
+        missing = sorted({*split["train"], *split["val"]} - preprocessed)
+        if missing:
+            raise DualCLError(
+                f"{labeled_folder} lacks {first_few(missing)} of fold {fold} in {base / SPLITS_FILE}. Preprocess with: "
+                f"{preprocess}; or, if these cases are gone, write the split anew: dualcl split"
+            )
+        left_out = sorted(preprocessed - {case for cases in split.values() for case in cases})
+        note = f"In no list of fold {fold}, and left out: {len(left_out)} labeled case(s), {first_few(left_out)}."
+        return [note] if left_out else []
     if fold == "all":
-        return sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
+        listed = sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
+        note = (
+            f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} lists "
+            f"as unlabeled: {first_few(listed)}."
+        )
+        return [note] if listed else []
     if (base / SPLITS_FILE).is_file():
         raise DualCLError(
             f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
             "these, or write more draws with: dualcl split --draws N --force"
         )
-    labeled = sum(1 for _ in Path(preprocessed_folder).glob("*.pkl"))
-    if labeled < _STOCK_FOLDS:
+    if len(preprocessed) < _STOCK_FOLDS:
         raise DualCLError(
-            f"{labeled} preprocessed labeled case(s) in {preprocessed_folder} are too few for nnU-Net's own "
+            f"{len(preprocessed)} preprocessed labeled case(s) in {labeled_folder} are too few for nnU-Net's own "
             f"{_STOCK_FOLDS}-fold split. Write one with: dualcl split -d {base.name} --labeled N --val M"
         )
     return []
+
+
+def check_unseen(seen: Collection[str], validation: Collection[str], fold: int | str) -> None:
+    """Refuse to validate cases that the training saw, with their labels or as unlabeled ones.
+
+    Args:
+        seen: cases of the training so far.
+        validation: cases of the split file now.
+        fold: for the message.
+
+    Raises:
+        DualCLError: naming them; the split was drawn anew since.
+    """
+    both = sorted(set(seen) & set(validation))
+    if both:
+        raise DualCLError(
+            f"{SPLITS_FILE} lists {first_few(both)} as validation of fold {fold}, and the training of that fold saw "
+            f"{'it' if len(both) == 1 else 'them'}: the split was drawn anew since. Put its split file back, or move "
+            "the folder of that fold away and train it anew."
+        )
+
+
+def check_validation_folder(folder: Path, validation: Collection[str], file_ending: str) -> None:
+    """Refuse a validation folder with predictions of other cases, which nnU-Net would count into its summary.
+
+    Raises:
+        DualCLError: naming them.
+    """
+    others = sorted({path.name.removesuffix(file_ending) for path in folder.glob(f"*{file_ending}")} - set(validation))
+    if others:
+        raise DualCLError(
+            f"{folder} holds {first_few(others)}, no validation case of this fold now: the split was drawn anew since. "
+            "Move that folder away and validate with --val."
+        )

@@ -1,6 +1,7 @@
 """``dualcl convert`` from the command line to a dataset that nnU-Net takes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,26 @@ def test_a_pattern_that_loses_patients_shows_in_the_exit_code(
     assert "damaged: nrrd: 2 files for one place" in capsys.readouterr().out
     assert main(arguments(tree, *patterns)) == 1
     assert "failed: nrrd: 2 files for one place: p0/image.nrrd, p1/image.nrrd" in capsys.readouterr().out
+
+
+def test_labels_that_arrive_after_a_split_are_not_passed_over(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocessed = tmp_path / "nnUNet_preprocessed" / "Dataset007_Bone"
+    preprocessed.mkdir()
+    assert main(arguments(source)) == 0
+    draw = ["split", "-d", "7", "--labeled", "1", "--val", "1", "--draws", "1"]
+    assert main(draw) == 0
+    capsys.readouterr()
+    assert main(arguments(source, "--resume")) == 0
+    assert "Next: nnUNetv2_plan_and_preprocess -d 7" in capsys.readouterr().out
+    shutil.copy(source / "seg" / "a.mha", source / "seg" / "c.mha")
+    assert main(arguments(source, "--resume")) == 0
+    out = capsys.readouterr().out
+    assert f"1 labeled case(s) are in no fold of {preprocessed / 'splits_final.json'}" in out
+    assert "wrote: c." in out
+    assert "nnUNetv2_preprocess with the plans that are there" in out
+    assert main([*draw, "--force"]) == 0
+    capsys.readouterr()
+    assert main(arguments(source, "--resume")) == 0
+    assert "Next: nnUNetv2_plan_and_preprocess -d 7" in capsys.readouterr().out

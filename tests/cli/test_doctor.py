@@ -147,6 +147,10 @@ def test_each_folder_variable_is_checked(variable: str, sound: Path, monkeypatch
     absent = sound / "not there" / variable
     monkeypatch.setenv(variable, str(absent))
     assert not_ok() == Finding("fault", f"{variable}={absent} is no folder", f"mkdir -p '{absent}'")
+    file = sound / "notes.txt"
+    file.touch()
+    monkeypatch.setenv(variable, str(file))
+    assert not_ok() == Finding("fault", f"{variable}={file} is a file", f"export {variable}=/path/to/{variable}")
     monkeypatch.delenv(variable)
     assert not_ok() == Finding("fault", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
 

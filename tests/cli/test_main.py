@@ -126,6 +126,28 @@ def test_split_keeps_a_file_unless_forced(folders: Path, capsys: pytest.CaptureF
     assert read(folders) != first
 
 
+def test_split_keeps_what_folds_were_trained_with(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, preprocessed = folders / "nnUNet_raw" / NAME, folders / "nnUNet_preprocessed" / NAME
+    preprocessed.mkdir(parents=True)
+    conversion = json.dumps([{"train": CASES[1:], "val": CASES[:1]}])
+    for folder in (raw, preprocessed):
+        (folder / "splits_final.json").write_text(conversion, encoding="utf-8")
+    results = folders / "nnUNet_results" / NAME / "DualCLTrainer__nnUNetPlans__3d_fullres"
+    for fold, file in (("fold_all", "checkpoint_final.pth"), ("fold_0", "training_log.txt")):
+        (results / fold).mkdir(parents=True)
+        (results / fold / file).touch()
+    assert split() == 0  # nothing was trained with it
+    assert "Note" not in capsys.readouterr().err
+    for folder in (raw, preprocessed):
+        (folder / "splits_final.json").write_text(conversion, encoding="utf-8")
+    (results / "fold_0" / "checkpoint_best.pth").touch()
+    assert split() == 2
+    assert "splits_final.json exists and may belong to finished trainings" in capsys.readouterr().err
+    assert (raw / "splits_final.json").read_text(encoding="utf-8") == conversion
+    assert split("--force") == 0
+    assert f"Note: {results.name}/fold_0 of {folders}" in capsys.readouterr().err
+
+
 def test_split_keeps_patients_together_and_leaves_out_the_excluded(folders: Path) -> None:
     lines = [f"{case},p{number // 2}" for number, case in enumerate(CASES)]
     (folders / "g.csv").write_text("\n".join(lines), encoding="utf-8")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -25,9 +26,11 @@ def fold(toy: Any) -> Path:
     """Folder of a finished training."""
     fold: Path = toy.results / toy.raw.name / "DualCLTrainer__toyPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
-    (fold.parent / "plans.json").touch()
-    shutil.copy(toy.preprocessed / "dataset.json", fold.parent)
-    (fold / "checkpoint_final.pth").touch()
+    for name, copied in (("toyPlans.json", "plans.json"), ("dataset.json", "dataset.json")):
+        shutil.copy(toy.preprocessed / name, fold.parent / copied)
+    dataset_json = json.loads((fold.parent / "dataset.json").read_text(encoding="utf-8"))
+    init_args = {"plans": toy.plans(), "configuration": "3d_fullres", "dataset_json": dataset_json}
+    torch.save({"init_args": init_args}, fold / "checkpoint_final.pth")
     return fold
 
 
@@ -168,6 +171,40 @@ def test_labeled_cases_that_are_not_preprocessed_are_named_with_the_command(toy:
     with pytest.raises(DualCLError, match="nnUNetv2_preprocess -d 777 -plans_name toyPlans -c 3d_fullres"):
         check_train(TRAIN)
     assert not list(toy.results.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x7"], "Fold 'x7' is neither a number nor all"),
+        (["9", "--val"], r"fold_9 holds no finished training .* Train this fold first, without --val"),
+        (["1", "--val"], r"fold_1 holds no finished training .* Finish it with --c"),
+        (["0", "--c", "--val"], "--c goes on with a training, --val validates a finished one"),
+    ],
+)
+def test_what_nnunet_would_end_in_a_traceback(fold: Path, arguments: list[str], message: str) -> None:
+    (fold.parent / "fold_1").mkdir()
+    (fold.parent / "fold_1" / "checkpoint_latest.pth").touch()
+    with pytest.raises(DualCLError, match=message):
+        check_train([*TRAIN[:2], *arguments, *TRAIN[3:]])
+
+
+def test_results_that_cannot_be_made_are_said_before_training(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", str(toy.preprocessed / "dataset.json" / "results"))
+    with pytest.raises(DualCLError, match=r"nnUNet_results=.* cannot be made: .* Set it to a folder of yours"):
+        check_train(TRAIN)
+
+
+def test_folds_that_do_not_go_together_are_refused(fold: Path, toy: Any) -> None:
+    other = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    other["inference_allowed_mirroring_axes"] = (0, 1, 2)
+    (fold.parent / "fold_1").mkdir()
+    torch.save(other, fold.parent / "fold_1" / "checkpoint_final.pth")
+    arguments = predict_from(toy.raw / "imagesTr")
+    check_predict(arguments)
+    arguments.insert(arguments.index("-f") + 1, "1")
+    with pytest.raises(DualCLError, match="with mirroring of axes"):
+        check_predict(arguments)
 
 
 def test_an_unset_variable_is_named(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

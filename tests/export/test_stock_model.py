@@ -24,7 +24,7 @@ def model(toy: Any, configure: Any) -> Path:
     trainer.inference_allowed_mirroring_axes = (0, 1)
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     folder = Path(trainer.output_folder_base)
-    for name, content in (("plans.json", toy.plans()), ("dataset.json", {"labels": {}})):
+    for name, content in (("plans.json", toy.plans()), ("dataset.json", trainer.dataset_json)):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder
 

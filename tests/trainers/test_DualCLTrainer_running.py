@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -153,6 +154,101 @@ def test_an_interrupted_training_continues(train: Train, fold: Path, monkeypatch
     assert {len(values) for values in logged.values()} == {2}
 
 
+# ---- another split, other plans, another process
+
+
+def split(toy: Any, **roles: list[str]) -> None:
+    """Change roles of fold 0."""
+    path = toy.preprocessed / "splits_final.json"
+    fold = {**json.loads(path.read_text(encoding="utf-8"))[0], **roles}
+    path.write_text(json.dumps([fold]), encoding="utf-8")
+
+
+def test_what_a_training_saw_is_not_validated_after_another_split(
+    toy: Any, train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_threads(monkeypatch)
+    assert train() == 0
+    first = validation_dice(fold)
+    saved = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["dualcl"]["seen"]
+    assert saved == ["lab_0", "lab_1", "lab_2", "tr_0", "tr_1", "unl_0", "unl_1"]
+    swapped: list[dict[str, list[str]]] = [
+        {"train": ["lab_0", "lab_1", "val_0"], "val": ["lab_2"]},
+        {"val": ["val_0", "tr_0"], "unlabeled": ["tr_1"]},
+    ]
+    for roles in swapped:
+        split(toy, **roles)
+        for flag in ("--val", "--c"):
+            assert train(flag) == 2
+            assert f"lists {roles['val'][-1]} as validation of fold 0, and the training" in capsys.readouterr().err
+        split(toy, train=["lab_0", "lab_1", "lab_2"], val=["val_0"], unlabeled=["tr_0", "tr_1"])
+    assert validation_dice(fold) == first
+    split(toy, val=["another"])
+    assert train("--val") == 2
+    assert "validation holds val_0, no validation case of this fold now" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_a_training_that_goes_on_with_other_cases_says_so_and_counts_all(
+    toy: Any, train: Train, configure: Any, fold: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split(toy, train=["lab_0", "lab_1"])
+    assert train() == 0
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    checkpoint = torch.load(fold / "checkpoint_latest.pth", map_location="cpu", weights_only=False)
+    checkpoint["current_epoch"] = 1  # as after a kill in the second epoch
+    torch.save(checkpoint, fold / "checkpoint_latest.pth")
+    split(toy, train=["lab_0", "lab_2"])
+    capsys.readouterr()
+    assert train("--c") == 0
+    expected = "goes on with other cases than before: 1 new (lab_2), 1 no longer there (lab_1)."
+    assert expected in capsys.readouterr().out
+    saved = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["dualcl"]["seen"]
+    assert {"lab_0", "lab_1", "lab_2"} < set(saved)
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_a_case_that_was_not_preprocessed_stops_before_training(
+    toy: Any, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split(toy, val=["val_0", "nosuch"])
+    assert train() == 2
+    command = "nnUNetv2_preprocess -d Dataset777_Toy -plans_name toyPlans -c 3d_fullres"
+    assert re.search(rf"lacks nosuch of fold 0 .* {command}", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_one_process_trains_a_fold(
+    train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, codes = nnUNetTrainer.on_epoch_end, []
+
+    def meanwhile(self: Any) -> None:
+        if not codes:
+            codes.append(None)
+            codes[0] = train("--c")
+        original(self)
+
+    monkeypatch.setattr(nnUNetTrainer, "on_epoch_end", meanwhile)
+    assert train() == 0
+    assert codes == [2]
+    assert f"Another process is training in {fold}. Wait for it" in capsys.readouterr().err
+    assert [row["epoch"] for row in csv.DictReader((fold / TERM_LOG_FILE).open())] == ["0", "1"]
+
+
+@pytest.mark.usefixtures("without_validation")
+@pytest.mark.parametrize("flag", ["--c", "--val"])
+def test_weights_are_not_loaded_for_other_plans(
+    toy: Any, train: Train, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    plans = toy.plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 1.0, 1.0]
+    (toy.preprocessed / "toyPlans.json").write_text(json.dumps(plans), encoding="utf-8")
+    assert train(flag) == 2
+    assert "checkpoint_final.pth was trained with other plans or labels than toyPlans" in capsys.readouterr().err
+
+
 # ---- W&B
 
 
@@ -255,5 +351,5 @@ def test_an_unusable_unlabeled_image_stops_before_training(
     error = capsys.readouterr().err
     assert "dualcl: error: " in error
     assert message.format(images=images) in error
-    assert all(path.name.startswith("training_log") for path in fold.parent.rglob("*") if path.is_file())
+    assert all(path.name.startswith("training") for path in fold.parent.rglob("*") if path.is_file())
     assert not list(toy.preprocessed.rglob("*broken*"))

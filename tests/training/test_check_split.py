@@ -6,17 +6,60 @@ from pathlib import Path
 import pytest
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.training.preflight import check_shares, check_split
+from nnunet_dualcl.training.preflight import check_shares, check_split, check_unseen, check_validation_folder
+
+PREPROCESS = "nnUNetv2_preprocess -d 7"
+
+
+def write(folder: Path, *folds: dict[str, list[str]], preprocessed: str) -> None:
+    (folder / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    for case in preprocessed:
+        (folder / f"{case}.pkl").touch()
 
 
 @pytest.mark.parametrize("faulty", [{"val": ["b"]}, {"train": [], "val": ["b"]}, {"train": ["a"]}])
 def test_a_fold_without_training_or_validation_cases_is_refused(tmp_path: Path, faulty: dict[str, list[str]]) -> None:
-    splits = [{"train": ["a"], "val": ["b"]}, faulty]
-    (tmp_path / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
-    assert check_split(str(tmp_path), str(tmp_path), 0) == []
+    write(tmp_path, {"train": ["a"], "val": ["b"]}, faulty, preprocessed="ab")
+    assert check_split(tmp_path, tmp_path, 0, preprocess=PREPROCESS) == []
     role = "val" if faulty.get("train") else "train"
     with pytest.raises(DualCLError, match=rf"splits_final\.json, fold 1: no '{role}' case\. Write it anew"):
-        check_split(str(tmp_path), str(tmp_path), 1)
+        check_split(tmp_path, tmp_path, 1, preprocess=PREPROCESS)
+
+
+@pytest.mark.parametrize("fold", [{"train": ["a", "new"], "val": ["b"]}, {"train": ["a"], "val": ["b", "new"]}])
+def test_a_case_that_is_not_preprocessed_is_named_with_the_command(tmp_path: Path, fold: dict[str, list[str]]) -> None:
+    write(tmp_path, fold, preprocessed="ab")
+    with pytest.raises(DualCLError, match=rf"lacks new of fold 0 in .*splits_final\.json\. .* with: {PREPROCESS}; or"):
+        check_split(tmp_path, tmp_path, 0, preprocess=PREPROCESS)
+
+
+def test_cases_in_no_list_are_noted(tmp_path: Path) -> None:
+    folds = {"train": ["a"], "val": ["b"], "unlabeled": ["c"]}, {"train": ["c"], "val": ["b"], "unlabeled": ["a", "d"]}
+    write(tmp_path, *folds, preprocessed="abcd")
+    assert check_split(tmp_path, tmp_path, 0, preprocess=PREPROCESS) == [
+        "In no list of fold 0, and left out: 1 labeled case(s), d."
+    ]
+    assert check_split(tmp_path, tmp_path, 1, preprocess=PREPROCESS) == []
+    (note,) = check_split(tmp_path, tmp_path, "all", preprocess=PREPROCESS)
+    assert note.endswith("of 3 that splits_final.json lists as unlabeled: a, c, d.")
+
+
+def test_cases_that_a_training_saw_are_no_validation_cases() -> None:
+    check_unseen({"a", "b"}, ["c", "d"], 3)
+    with pytest.raises(DualCLError, match=r"lists a, b as validation of fold 3, .* saw them: .* train it anew"):
+        check_unseen({"b", "a", "x"}, ["a", "c", "b"], 3)
+
+
+def test_predictions_of_other_cases_are_not_counted_into_a_summary(tmp_path: Path) -> None:
+    folder = tmp_path / "validation"
+    check_validation_folder(folder, ["a"], ".nii.gz")
+    folder.mkdir()
+    for name in ("a.nii.gz", "a.npz", "old.npz", "summary.json"):
+        (folder / name).touch()
+    check_validation_folder(folder, ["a", "b"], ".nii.gz")
+    (folder / "old.nii.gz").touch()
+    with pytest.raises(DualCLError, match=r"validation holds old, no validation case .* validate with --val"):
+        check_validation_folder(folder, ["a", "b"], ".nii.gz")
 
 
 @pytest.mark.parametrize(("batch_size", "num_gpus", "fitting"), [(5, 2, 1), (12, 8, 6), (9, 4, 3), (2, 3, 2)])
