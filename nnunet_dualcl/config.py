@@ -72,9 +72,9 @@ class DualCLConfig:
     initial_lr: float = 1e-2
     """Learning rate at step 0 of nnU-Net's polynomial schedule (nnU-Net's default)."""
     seed: int = 0
-    """Seed of weights, batches and sampling. Repeats need nnUNet_n_proc_DA=0 (in training; nnU-Net's planning fails with
-    it) and a deterministic device; with augmentation workers the order of batches depends on timing. nnU-Net's blur
-    picks its algorithm by the clock, which changes voxels by rounding."""
+    """Seed of weights, batches and sampling. Repeats need nnUNet_n_proc_DA=0 (in training; nnU-Net's planning fails
+    with it) and a deterministic device; with augmentation workers the order of batches depends on timing. nnU-Net's
+    blur picks its algorithm by the clock, which changes voxels by rounding."""
     mirroring: bool = True
     """Mirror patches in training and average mirrored predictions (nnU-Net's default). Off where left and right are
     labels of their own, as nnU-Net's nnUNetTrainerNoMirroring does."""
