@@ -30,6 +30,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import patches_of
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
@@ -61,9 +62,7 @@ def batch(arguments: argparse.Namespace) -> dict[str, Any]:
     half = [torch.randn(arguments.batch, 1, *arguments.patch, generator=generator) for _ in range(2)]
     keys = [f"case_{index}" for index in range(arguments.batch)]
     return {
-        "data": half[0].to(arguments.device),
-        "unlabeled_data": half[1].to(arguments.device),
-        "unlabeled_weak": half[1].to(arguments.device),
+        "data": torch.cat((half[0], half[1], half[1])).to(arguments.device),
         "target": [level.short().to(arguments.device) for level in levels],
         "keys": keys,
         "unlabeled_keys": keys,
@@ -96,13 +95,15 @@ def bare_step(trainer: DualCLTrainer, data: torch.Tensor) -> None:
 def teach(trainer: DualCLTrainer, sample: dict[str, Any]) -> torch.Tensor:
     """What the teacher adds: a forward pass of the unlabeled half, without gradient."""
     with torch.autocast("cuda") if trainer.device.type == "cuda" else contextlib.nullcontext():
-        return trainer.teacher.logits(sample["unlabeled_weak"])
+        return trainer.teacher.logits(patches_of(sample).weak)
 
 
 def variants(arguments: argparse.Namespace, chosen: Collection[str]) -> dict[str, Callable[[], object]]:
     """Name -> one step, of the chosen ones; no other trainer is built."""
     sample = batch(arguments)
-    both = torch.cat((sample["data"], sample["unlabeled_data"]))
+    labeled = patches_of(sample).labeled
+    both = sample["data"][: 2 * arguments.batch]
+    stock_sample = {**sample, "data": labeled}
     steps: dict[str, Callable[[], object]] = {}
     # a trainer sees batches of one size, as in a training: torch.compile would write other code for changing ones
     if "stock_twice_the_batch" in chosen:
@@ -111,11 +112,11 @@ def variants(arguments: argparse.Namespace, chosen: Collection[str]) -> dict[str
         steps["stock_twice_the_batch"] = lambda: larger.train_step(dict(twice))
     if not {"stock_step", "two_stock_steps"}.isdisjoint(chosen):
         stock = build(nnUNetTrainer, arguments)
-        steps["stock_step"] = lambda: stock.train_step(dict(sample))
-        steps["two_stock_steps"] = lambda: (stock.train_step(dict(sample)), stock.train_step(dict(sample)))
+        steps["stock_step"] = lambda: stock.train_step(dict(stock_sample))
+        steps["two_stock_steps"] = lambda: [stock.train_step(dict(stock_sample)) for _ in range(2)]
     if "bare_half" in chosen:
         half = build(DualCLTrainer, arguments)
-        steps["bare_half"] = lambda: bare_step(half, sample["data"])
+        steps["bare_half"] = lambda: bare_step(half, labeled)
     if not {"bare_network", "network_and_teacher"}.isdisjoint(chosen):
         bare = build(DualCLTrainer, arguments)
         steps["bare_network"] = lambda: bare_step(bare, both)

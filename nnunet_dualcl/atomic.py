@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +17,14 @@ from filelock import FileLock, Timeout
 
 from nnunet_dualcl.errors import DualCLError
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 @contextmanager
 def alone(path: Path, refusal: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``, whose folder is made; a process that ends, however it ends, gives it back.
+
+    On a disk that has no locks there is a warning instead.
 
     Args:
         refusal: what to say where another process holds it.
@@ -33,6 +39,10 @@ def alone(path: Path, refusal: str, *, wait: bool = False) -> Iterator[None]:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise DualCLError(refusal) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(f"{path} cannot be locked: {error.strerror}. Let no other process work there.", stacklevel=3)
     try:
         yield
     finally:

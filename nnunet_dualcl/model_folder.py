@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dualcl.data.plans import read_json, refuse_other_meaning
+from nnunet_dualcl.data.plans import check_configuration, read_json
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.preprocessing.record import decisive_values
 
 
 def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[Path]:
@@ -50,7 +53,7 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
     axes = {}
     for path in checkpoints:
         checkpoint = _read(path)
-        refuse_other_meaning(checkpoint, plans, dataset_json, str(path))
+        refuse_other_meaning(checkpoint, plans, dataset_json, path, model_folder / "plans.json")
         mirrored = checkpoint.get("inference_allowed_mirroring_axes")
         axes[path] = None if mirrored is None else tuple(mirrored)
     first = next(iter(axes.values()), None)
@@ -62,13 +65,79 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
         )
 
 
+def refuse_other_meaning(
+    checkpoint: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    checkpoint_file: Path,
+    plans_file: Path,
+) -> None:
+    """Refuse a network for data that are not prepared, or labels that are not numbered, as in its training.
+
+    Batch and patch size may differ, and labels and channels may get other names: the weights mean the same.
+
+    Args:
+        checkpoint: as nnU-Net stores it, with ``init_args``.
+        plans: those that are to be used with it.
+        dataset_json: the one that is to be used with it.
+        checkpoint_file: where the checkpoint is from.
+        plans_file: where the plans are from, with ``dataset.json`` beside it.
+
+    Raises:
+        DualCLError: naming what differs.
+    """
+    trained = checkpoint["init_args"]
+    name = trained["configuration"]
+    check_configuration(plans, name)
+    before, now = _meaning(trained["plans"], trained["dataset_json"], name), _meaning(plans, dataset_json, name)
+    different = [key for key in now if before[key] != now[key]]
+    for key, old, new in zip(
+        ("labels", "channels"), _numbered(trained["dataset_json"]), _numbered(dataset_json), strict=True
+    ):
+        if any(old[name] != new[name] for name in old.keys() & new.keys()):
+            different.append(f"numbers of {key}")
+    if different:
+        raise DualCLError(
+            f"{checkpoint_file} was trained with other plans or labels than {plans_file} and the dataset.json beside "
+            f"it hold now; they differ in {', '.join(different)}. Put those of its training back (the checkpoint has "
+            "them, under 'init_args'), or move the folder of that fold away and train it anew."
+        )
+
+
+def _meaning(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """What decides which voxels a network gets and which structures its outputs are."""
+    manager = PlansManager(dict(plans))
+    chosen = manager.get_configuration(configuration).configuration  # with what it inherits
+    labels = manager.get_label_manager(dict(dataset_json))
+    plain: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "architecture": chosen.get("architecture"),
+                "labels": labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+                "ignore label": labels.ignore_label,
+                "number of channels": len(_numbered(dataset_json)[1]),
+            },
+            default=int,  # numpy's
+        )
+    )
+    return {**decisive_values(plans, chosen), **plain}
+
+
+def _numbered(dataset_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Labels and channels, name -> number."""
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return dict(dataset_json["labels"]), {str(name): str(number) for number, name in channels.items()}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     except OSError:
         raise
     except Exception:  # torch raises many kinds
+        checkpoint = None
+    if not isinstance(checkpoint, dict) or "init_args" not in checkpoint:
         raise DualCLError(
             f"{path} cannot be read: it is cut off, or no checkpoint. Copy it again, or name another with -chk."
-        ) from None
+        )
     return checkpoint

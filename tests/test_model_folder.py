@@ -11,7 +11,7 @@ import torch
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.model_folder import check_folds, trained_checkpoints
 
-LABELS = {"labels": {"background": 0, "left": 1, "right": 2}}
+LABELS = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "left": 1, "right": 2}}
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -55,7 +55,17 @@ def test_folds_that_are_alike_pass_whatever_their_batches(toy: Any, model: Path)
         ("normalization", lambda init_args: fullres(init_args).update(normalization_schemes=["CTNormalization"] * 2)),
         ("architecture", lambda init_args: fullres(init_args)["architecture"]["arch_kwargs"].update(n_stages=2)),
         ("transposition", lambda init_args: init_args["plans"].update(transpose_forward=[2, 0, 1])),
-        ("labels", lambda init_args: init_args["dataset_json"].update(labels={"background": 0, "right": 1, "left": 2})),
+        (
+            "numbers of labels",
+            lambda init_args: init_args["dataset_json"].update(labels={"background": 0, "right": 1, "left": 2}),
+        ),
+        ("labels", lambda init_args: init_args["dataset_json"]["labels"].update(middle=3)),
+        ("ignore label", lambda init_args: init_args["dataset_json"]["labels"].update(ignore=3)),
+        (
+            "numbers of channels",
+            lambda init_args: init_args["dataset_json"].update(channel_names={"0": "T2", "1": "T1"}),
+        ),
+        ("number of channels", lambda init_args: init_args["dataset_json"].update(channel_names={"0": "T1"})),
     ],
 )
 def test_a_fold_of_other_plans_or_labels_is_refused(toy: Any, model: Path, named: str, change: Change) -> None:
@@ -64,6 +74,31 @@ def test_a_fold_of_other_plans_or_labels_is_refused(toy: Any, model: Path, named
         DualCLError, match=rf"fold_2/checkpoint_final\.pth was trained .* differ in {named}\. Put those"
     ):
         check(model)
+
+
+def test_other_names_and_the_plans_of_older_releases_pass(toy: Any, model: Path) -> None:
+    def rename(init_args: dict[str, Any]) -> None:
+        init_args["dataset_json"].update(
+            labels={"background": 0, "sinister": 1, "right": 2}, channel_names={"0": "T1w", "1": "T2"}
+        )
+        plans = init_args["plans"]
+        statistics = plans.pop("foreground_intensity_properties_per_channel")
+        plans["foreground_intensity_properties_by_modality"] = statistics
+
+    write(toy, model, 1, change=rename)
+    check(model)
+
+
+def test_regions_are_told_apart_by_their_heads(toy: Any, model: Path) -> None:
+    regions: dict[str, Any] = {"background": 0, "whole": [1, 2], "core": 2}
+    dataset_json = {**LABELS, "labels": regions, "regions_class_order": [1, 2]}
+    (model / "dataset.json").write_text(json.dumps(dataset_json), encoding="utf-8")
+    write(toy, model, 1, change=lambda init_args: init_args["dataset_json"].update(dataset_json))
+    check_folds(model, trained_checkpoints(model, [1], "checkpoint_final.pth"))
+    swapped = {**dataset_json, "labels": {name: regions[name] for name in ("background", "core", "whole")}}
+    write(toy, model, 2, change=lambda init_args: init_args["dataset_json"].update(swapped))
+    with pytest.raises(DualCLError, match=r"fold_2/.* differ in labels\."):
+        check_folds(model, trained_checkpoints(model, [2], "checkpoint_final.pth"))
 
 
 @pytest.mark.parametrize("other", [None, (0,), (0, 1, 2)])
@@ -78,5 +113,7 @@ def test_folds_with_other_mirror_axes_are_used_one_by_one(toy: Any, model: Path,
 def test_a_cut_off_checkpoint_is_named(model: Path) -> None:
     path = model / "fold_0" / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DualCLError, match=r"checkpoint_final\.pth cannot be read: it is cut off"):
-        check(model)
+    for _ in range(2):
+        with pytest.raises(DualCLError, match=r"checkpoint_final\.pth cannot be read: it is cut off"):
+            check(model)
+        torch.save([1, 2], path)

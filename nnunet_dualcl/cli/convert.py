@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.data.cases import raw_training_images, read_splits
+from nnunet_dualcl.data.cases import ROLES, raw_training_images, read_splits
 from nnunet_dualcl.data.plans import read_json
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import SPLITS_FILE, required_folder
@@ -91,10 +91,14 @@ def _before_planning(target: Path) -> str | None:
         if planned.read_bytes() == own.read_bytes():
             return None
         return (
-            "This dataset was planned before, with another split. nnU-Net will not plan again until "
-            f"{planned} is gone: keep it elsewhere if trainings used it, delete it here. {_AGAIN}"
+            "This dataset was planned before, with another split, and nnU-Net will not plan again with both. Copy "
+            f"{own} over {planned}, which trainings of before may need: keep it elsewhere then. {_AGAIN}"
         )
-    listed = {case for split in read_splits(planned.parent) for cases in split.values() for case in cases}
+    try:
+        splits = read_splits(planned.parent)
+    except DualCLError as error:
+        return str(error)
+    listed = {case for split in splits for role in ROLES for case in split.get(role, [])}
     labeled = raw_training_images(target, read_json(target / "dataset.json"))
     if not (new := sorted(set(labeled) - listed)):
         return None

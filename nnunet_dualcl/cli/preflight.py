@@ -49,6 +49,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
 
     if parsed.fold != "all" and not parsed.fold.isdecimal():
         raise DualCLError(f"Fold '{parsed.fold}' is neither a number nor all.")
+    fold = parsed.fold if parsed.fold == "all" else int(parsed.fold)  # nnU-Net takes 00 for 0
     if parsed.c and parsed.val:
         raise DualCLError("--c goes on with a training, --val validates a finished one. Give one of them.")
 
@@ -63,10 +64,10 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     if not folder.is_dir():
         raise DualCLError(
             f"{folder} does not exist: the labeled cases are not preprocessed with these plans. Run: "
-            + preprocess_command(parsed.dataset, parsed.p, parsed.configuration)
+            + preprocess_command(name, parsed.p, parsed.configuration)
         )
     _check_trainer(parsed.tr, with_config=with_config)
-    own = results / name / f"{parsed.tr}__{parsed.p}__{parsed.configuration}" / f"fold_{parsed.fold}"
+    own = results / name / f"{parsed.tr}__{parsed.p}__{parsed.configuration}" / f"fold_{fold}"
     trained = [checkpoint.name for checkpoint in sorted(own.glob("checkpoint_*.pth"))]
     if trained and not (parsed.c or parsed.val):
         raise DualCLError(

@@ -19,7 +19,7 @@ CaseImages = dict[str, list[Path]]
 _DOCUMENT_ENDINGS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xls", ".xlsx", ".ini", ".db")
 _HIDDEN = (".", "@", "__")
 
-_ROLES = ("train", "val", "unlabeled")
+ROLES = ("train", "val", "unlabeled")
 
 
 def _case_file(file_ending: str) -> re.Pattern[str]:
@@ -65,9 +65,9 @@ def read_splits(preprocessed_dataset_folder: Path) -> list[dict[str, list[str]]]
         raise DualCLError(f"{path} must hold a list with one object a fold. Write it anew with: dualcl split")
     for fold, split in enumerate(splits):
         for role, cases in split.items():
-            if role not in _ROLES and difflib.get_close_matches(role.lower(), ["unlabeled"], cutoff=0.9):
+            if role not in ROLES and difflib.get_close_matches(role.lower(), ["unlabeled"], cutoff=0.9):
                 raise DualCLError(f"{path}, fold {fold}: unknown key '{role}'. Did you mean 'unlabeled'?")
-            if role in _ROLES and not (isinstance(cases, list) and all(isinstance(case, str) for case in cases)):
+            if role in ROLES and not (isinstance(cases, list) and all(isinstance(case, str) for case in cases)):
                 raise DualCLError(f"{path}, fold {fold}: '{role}' must be a list of case names.")
     return splits
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -35,10 +36,32 @@ def build_unlabeled_loader(
     return loader
 
 
-class PairedLoader:
-    """Endless batches: stock's ``data``, ``target``, ``keys``, and ``unlabeled_data``, ``unlabeled_keys``.
+class Patches(NamedTuple):
+    """Parts of a batch's ``data``, each (n, channels, *); ``unlabeled`` is the strong view where there are two."""
 
-    Where the unlabeled loader makes two views, ``unlabeled_data`` is the strong and ``unlabeled_weak`` the weak one.
+    labeled: torch.Tensor
+    unlabeled: torch.Tensor | None
+    weak: torch.Tensor | None
+
+
+def patches_of(batch: Mapping[str, Any], data: torch.Tensor | None = None) -> Patches:
+    """Parts of a batch of :class:`PairedLoader` or of stock nnU-Net's loader.
+
+    Args:
+        batch: with ``data``, ``keys`` and, where some patches are unlabeled, ``unlabeled_keys``.
+        data: its ``data`` where that was copied to another device.
+    """
+    data = batch["data"] if data is None else data
+    labeled, unlabeled = len(batch["keys"]), len(batch.get("unlabeled_keys", ()))
+    views = list(data[labeled:].split(unlabeled)) if unlabeled else []
+    return Patches(data[:labeled], *views, *[None] * (2 - len(views)))
+
+
+class PairedLoader:
+    """Endless batches: stock's ``data``, ``target``, ``keys``, and ``unlabeled_keys``.
+
+    ``data`` holds the labeled patches, then the unlabeled ones, then, where the unlabeled loader makes two views, their
+    weak view; :func:`patches_of` tells them apart. It is one tensor, because each one takes time to come from a worker.
     One object makes both halves, so any augmenter spreads its workers over them in exactly the right proportion.
     """
 
@@ -54,13 +77,8 @@ class PairedLoader:
         with self._unlabeled_stream.active():
             unlabeled = next(self.unlabeled)
         batch: dict[str, Any] = next(self.labeled)
-        channels = batch["data"].shape[1]
-        if unlabeled["data"].shape[1] == channels:
-            batch["unlabeled_data"] = unlabeled["data"]
-        else:
-            # contiguous, as pinned memory must be to reach a GPU without another copy in the training's own process
-            weak, strong = (view.contiguous() for view in unlabeled["data"].split(channels, dim=1))
-            batch["unlabeled_weak"], batch["unlabeled_data"] = weak, strong
+        views = unlabeled["data"].split(batch["data"].shape[1], dim=1)  # the weak one first
+        batch["data"] = torch.cat((batch["data"], *reversed(views)))
         batch["unlabeled_keys"] = unlabeled["keys"]
         return batch
 

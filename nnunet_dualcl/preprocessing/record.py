@@ -9,11 +9,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PREPROCESSED_STAMP_FILE
 
 MADE_OF = "dualcl_images"
 """Entry of a case's properties: the image files it was made of."""
+
+
+def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in the plans that decides what a preprocessed case looks like, as JSON gives it back.
+
+    The patch size is not among it: plans of several presets share one folder of labeled cases, as they do in nnU-Net.
+    """
+    decisive = {
+        "reader": plans["image_reader_writer"],  # some turn the axes
+        "spacing": configuration["spacing"],
+        "normalization": [configuration["normalization_schemes"], configuration["use_mask_for_norm"]],
+        "preprocessor": configuration["preprocessor_name"],
+        "resampling": {key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
+        "transposition": plans["transpose_forward"],
+        "intensities": PlansManager(dict(plans)).foreground_intensity_properties_per_channel,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(decisive))
+    return plain
 
 
 def other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
-from nnunet_dualcl.data.plans import check_configuration, decisive_values, read_json, read_plans
+from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
@@ -30,7 +30,7 @@ from nnunet_dualcl.layout import (
 )
 from nnunet_dualcl.parallel import results
 from nnunet_dualcl.preprocessing.one_case import PROPERTIES_ENDING, Job, fault_of
-from nnunet_dualcl.preprocessing.record import changed, other_values, read_stamp, refuse_other_plans
+from nnunet_dualcl.preprocessing.record import changed, decisive_values, other_values, read_stamp, refuse_other_plans
 
 _LEFTOVER_SECONDS = 24 * 60 * 60
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -26,13 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.atomic import alone, remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
-from nnunet_dualcl.data.cases import read_split
-from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader
-from nnunet_dualcl.data.plans import preprocess_command, refuse_other_meaning
+from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader, patches_of
+from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE
+from nnunet_dualcl.model_folder import refuse_other_meaning
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
@@ -177,6 +177,7 @@ class DualCLTrainer(nnUNetTrainer):
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
+        self._check_validation(loader._data.identifiers, validation.data_loader._data.identifiers)
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
@@ -203,12 +204,11 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _note_cases(self, cases: set[str]) -> None:
         """Cases of this training from now on, with a note where a continued one began with others."""
-        if self.seen and cases != self.seen:
-            self.print_to_log_file(
-                f"This training goes on with other cases than before: {len(cases - self.seen)} new "
-                f"({first_few(sorted(cases - self.seen))}), {len(self.seen - cases)} no longer there "
-                f"({first_few(sorted(self.seen - cases))})."
-            )
+        new, gone = sorted(cases - self.seen), sorted(self.seen - cases)
+        if self.seen and (new or gone):
+            what = ((new, "new"), (gone, "no longer there"))
+            parts = [f"{len(names)} {how} ({first_few(names)})" for names, how in what if names]
+            self.print_to_log_file(f"This training goes on with other cases than it has seen: {', '.join(parts)}.")
         self.seen |= cases
 
     def _seed_epoch(self) -> int:
@@ -240,6 +240,7 @@ class DualCLTrainer(nnUNetTrainer):
             return
         try:
             with self._alone_in_fold():
+                self._refuse_a_later_end()
                 super().run_training()
                 if self.is_ddp:
                     dist.barrier()  # rank 0 writes the checkpoints, and --val_best reads one on every rank
@@ -257,19 +258,20 @@ class DualCLTrainer(nnUNetTrainer):
             f"Another process is training in {self.output_folder}. Wait for it, or end it and go on with --c.",
         )
 
+    def _refuse_a_later_end(self) -> None:
+        final = Path(self.output_folder) / "checkpoint_final.pth"
+        if 0 < self.current_epoch < self.num_epochs and final.is_file():
+            raise DualCLError(f"{final} appeared since this training was loaded: another process has finished it.")
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, of cases that this training never saw, into a folder that holds predictions of no other ones."""
-        folder = Path(self.output_folder) / "validation"
-        if self.fold != "all":  # which validates on its training cases
-            check_validation_folder(folder, self._unseen_validation(), self.dataset_json["file_ending"])
+        self._check_validation(*self.do_split())
         super().perform_actual_validation(save_probabilities)
 
-    def _unseen_validation(self) -> list[str]:
-        """The fold's validation cases; none where nnU-Net has still to draw a split."""
-        split = read_split(Path(self.preprocessed_dataset_folder_base), self.fold) or {}
-        validation = split.get("val", [])
-        check_unseen(self.seen, validation, self.fold)
-        return validation
+    def _check_validation(self, train: Sequence[str], validation: Sequence[str]) -> None:
+        check_unseen(self.seen, set(validation) - set(train), self.fold)  # fold all validates on its training cases
+        folder = Path(self.output_folder) / "validation"
+        check_validation_folder(folder, validation, self.dataset_json["file_ending"])
 
     def on_train_start(self) -> None:
         """Check the split and prepare the unlabeled cases before anything long starts."""
@@ -286,7 +288,6 @@ class DualCLTrainer(nnUNetTrainer):
             ),
         ):
             self.print_to_log_file(note)
-        self._unseen_validation()
         if self.config.uses_unlabeled:
             with _rank_0_first(self.local_rank if self.is_ddp else None):
                 self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
@@ -367,18 +368,14 @@ class DualCLTrainer(nnUNetTrainer):
 
     def _halves(self, batch: dict[str, Any], target: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both halves of the batch as the decoders see them; what the teacher says of them goes to the loss."""
-        labeled = self._on_device(batch["data"])
-        unlabeled = batch.get("unlabeled_data")
-        unlabeled = None if unlabeled is None else self._on_device(unlabeled)
+        labeled, unlabeled, weak = patches_of(batch, self._on_device(batch["data"]))
         if self.teacher is None:
             return labeled, unlabeled
         judge = self._iteration % _JUDGE_EVERY == 0 or self.loss.problems.has_ignore
         self.loss.taught_labeled = self._teacher_labels(labeled) if judge else None
         if unlabeled is None:
             return labeled, None
-        weak = batch.get("unlabeled_weak")
-        weak = unlabeled if weak is None else self._on_device(weak)
-        taught = self._teacher_labels(weak)
+        taught = self._teacher_labels(unlabeled if weak is None else weak)
         if self.config.mixing == "copy_paste":
             unlabeled, taught = copy_paste(
                 unlabeled,
@@ -414,9 +411,10 @@ class DualCLTrainer(nnUNetTrainer):
         self._skipped = 0 if np.isfinite(loss) else self._skipped + 1
         if self._skipped <= (0 if self.grad_scaler is None else _SKIPPED_AT_MOST):
             return
-        seen = list(zip(batch["keys"], batch["data"], strict=True))
-        if "unlabeled_data" in batch:  # as loaded, not as mixed: a pasted voxel would blame the case it came to
-            seen += zip(batch["unlabeled_keys"], batch["unlabeled_data"], strict=True)
+        labeled, unlabeled, _ = patches_of(batch)
+        seen = list(zip(batch["keys"], labeled, strict=True))
+        if unlabeled is not None:  # as loaded, not as mixed: a pasted voxel would blame the case it came to
+            seen += zip(batch["unlabeled_keys"], unlabeled, strict=True)
         keys = [str(key) for key, _ in seen]
         broken = [str(key) for key, image in seen if not torch.isfinite(image).all()]
         culprit = f"non-finite voxels in {', '.join(broken)}" if broken else f"cases {', '.join(keys)}"
@@ -473,7 +471,10 @@ class DualCLTrainer(nnUNetTrainer):
                 f"{filename_or_checkpoint} was written by {checkpoint['trainer_name']}, not by {type(self).__name__}. "
                 f"Name the trainer with -tr {checkpoint['trainer_name']}, or move this folder away to train anew."
             )
-        refuse_other_meaning(checkpoint, self.plans_manager.plans, self.dataset_json, filename_or_checkpoint)
+        plans_file = Path(self.preprocessed_dataset_folder_base) / f"{self.plans_manager.plans_name}.json"
+        refuse_other_meaning(
+            checkpoint, self.plans_manager.plans, self.dataset_json, Path(filename_or_checkpoint), plans_file
+        )
         check_layout(checkpoint["network_weights"], filename_or_checkpoint)
         stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()

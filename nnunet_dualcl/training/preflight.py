@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_dualcl.data.cases import read_split, read_splits
+from nnunet_dualcl.data.cases import ROLES, read_split, read_splits
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import SPLITS_FILE
 
@@ -62,7 +62,7 @@ def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess
         DualCLError: naming the split file and the command that writes one, or cases that are not preprocessed.
     """
     split = read_split(base, fold)
-    preprocessed = {path.stem for path in labeled_folder.glob("*.pkl")}
+    preprocessed = {path.stem for path in labeled_folder.glob("[!.]*.pkl")}
     if split is not None:
         for role in ("train", "val"):
             if not split.get(role):
@@ -73,9 +73,13 @@ def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess
                 f"{labeled_folder} lacks {first_few(missing)} of fold {fold} in {base / SPLITS_FILE}. Preprocess with: "
                 f"{preprocess}; or, if these cases are gone, write the split anew: dualcl split"
             )
-        left_out = sorted(preprocessed - {case for cases in split.values() for case in cases})
-        note = f"In no list of fold {fold}, and left out: {len(left_out)} labeled case(s), {first_few(left_out)}."
-        return [note] if left_out else []
+        left_out = sorted(preprocessed - {case for role in ROLES for case in split.get(role, [])})
+        both = sorted({*split["train"]} & {*split["val"]})
+        notes = (
+            (left_out, f"In no list of fold {fold}, and left out: {len(left_out)} labeled case(s), "),
+            (both, f"Fold {fold} validates on training cases, which says nothing of new ones: "),
+        )
+        return [f"{note}{first_few(cases)}." for cases, note in notes if cases]
     if fold == "all":
         listed = sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
         note = (

@@ -177,6 +177,7 @@ def test_labeled_cases_that_are_not_preprocessed_are_named_with_the_command(toy:
     ("arguments", "message"),
     [
         (["x7"], "Fold 'x7' is neither a number nor all"),
+        (["00"], r"fold_0 holds a training"),
         (["9", "--val"], r"fold_9 holds no finished training .* Train this fold first, without --val"),
         (["1", "--val"], r"fold_1 holds no finished training .* Finish it with --c"),
         (["0", "--c", "--val"], "--c goes on with a training, --val validates a finished one"),

@@ -10,7 +10,7 @@ import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from nnunet_dualcl.data.paired_loader import PairedLoader, augment
+from nnunet_dualcl.data.paired_loader import PairedLoader, augment, patches_of
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.data.two_views import TwoViews
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
@@ -46,8 +46,8 @@ def test_labeled_cases_may_be_of_an_older_nnunet(toy: Any, configure: Any) -> No
         path.unlink()
     trainer = start(toy, configure)
     assert trainer.dataset_class is nnUNetDatasetNumpy
-    batch = next(trainer.dataloader_train)
-    assert batch["data"].shape == batch["unlabeled_data"].shape
+    labeled, unlabeled, _ = patches_of(next(trainer.dataloader_train))
+    assert labeled.shape == unlabeled.shape
 
 
 @pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (6, 12, 16)), ("2d", (12, 16))])
@@ -60,16 +60,36 @@ def test_unlabeled_patches_are_augmented_and_placed_uniformly(
     assert loader.unlabeled.transforms.transforms is loader.labeled.transforms.transforms
     assert np.array_equal(loader.unlabeled.patch_size, loader.labeled.patch_size)
     batch = next(loader)
-    for view in ("unlabeled_data", "unlabeled_weak"):
-        assert batch[view].shape == (2, 2, *patch)
-        assert torch.isfinite(batch[view]).all()
-        assert batch[view].is_contiguous()
-    assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_weak", "unlabeled_keys"}
+    for part in patches_of(batch):
+        assert part.shape == (2, 2, *patch)
+        assert torch.isfinite(part).all()
+    assert batch["data"].shape == (6, 2, *patch)
+    assert batch["data"].is_contiguous()  # as pinned memory must be to reach a GPU without another copy
+    assert set(batch) == {"data", "target", "keys", "unlabeled_keys"}
 
 
 def test_one_view_where_nobody_needs_two(toy: Any, configure: Any) -> None:
     batch = next(start(toy, configure, "3d_fullres", teacher_view="same").dataloader_train.data_loader)
-    assert set(batch) == {"data", "target", "keys", "unlabeled_data", "unlabeled_keys"}
+    labeled, unlabeled, weak = patches_of(batch)
+    assert (len(labeled), len(unlabeled), weak) == (2, 2, None)
+    assert set(batch) == {"data", "target", "keys", "unlabeled_keys"}
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_parts_of_a_batch_whose_halves_differ_in_size(views: int) -> None:
+    data = torch.arange(3 + 4 * views).view(-1, 1, 1)
+    batch = {"data": data, "keys": ["a"] * 3, "unlabeled_keys": ["b"] * 4}
+    labeled, unlabeled, weak = patches_of(batch)
+    assert labeled.flatten().tolist() == [0, 1, 2]
+    assert unlabeled is not None
+    assert unlabeled.flatten().tolist() == [3, 4, 5, 6]
+    assert (weak is None) == (views == 1)
+    if weak is not None:
+        assert weak.flatten().tolist() == [7, 8, 9, 10]
+    stock = {"data": data, "keys": ["a"] * len(data)}
+    assert torch.equal(patches_of(stock).labeled, data)
+    assert patches_of(stock)[1:] == (None, None)
+    assert torch.equal(patches_of(batch, data + 1).labeled, data[:3] + 1)
 
 
 def test_both_halves_know_their_worker() -> None:
@@ -87,8 +107,7 @@ def test_a_loader_can_be_sent_to_workers_that_start_anew(toy: Any, configure: An
     seed_global_streams(5)
     there = next(sent)
     assert list(here["unlabeled_keys"]) == list(there["unlabeled_keys"])
-    for view in ("data", "unlabeled_data", "unlabeled_weak"):
-        assert torch.equal(here[view], there[view])
+    assert torch.equal(here["data"], there["data"])
 
 
 def test_workers_draw_different_patches(toy: Any, configure: Any) -> None:
@@ -98,6 +117,6 @@ def test_workers_draw_different_patches(toy: Any, configure: Any) -> None:
         drawn = [next(augmenter) for _ in range(4)]
     finally:
         augmenter._finish()
-    for half in ("data", "unlabeled_data"):
-        sums = {round(batch[half].double().sum().item(), 6) for batch in drawn}
+    for part in range(2):
+        sums = {round(patches_of(batch)[part].double().sum().item(), 6) for batch in drawn}
         assert len(sums) == 4

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_dualcl.data.plans import decisive_values
-from nnunet_dualcl.preprocessing.record import changed, identity, other_values
+from nnunet_dualcl.preprocessing.record import changed, decisive_values, identity, other_values
 
 PLANS = {
     "image_reader_writer": "SimpleITKIO",

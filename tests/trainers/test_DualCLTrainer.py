@@ -18,6 +18,7 @@ import yaml
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import patches_of
 from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.export.stock_model import stock_checkpoint
@@ -123,10 +124,11 @@ def test_labeled_batches_are_stock_nnunets(toy: Any, configure: Any) -> None:
         loader, _ = trainer.get_dataloaders()
         drawn.append([next(loader) for _ in range(3)])
     for stock, paired in zip(*drawn, strict=True):
-        assert torch.equal(stock["data"], paired["data"])
+        labeled, unlabeled, _ = patches_of(paired)
+        assert torch.equal(stock["data"], labeled)
         assert all(torch.equal(a, b) for a, b in zip(stock["target"], paired["target"], strict=True))
         assert list(stock["keys"]) == list(paired["keys"])
-        assert paired["unlabeled_data"].shape == paired["data"].shape
+        assert unlabeled.shape == labeled.shape
         assert set(paired["unlabeled_keys"]) <= {"tr_0", "tr_1", "unl_0", "unl_1"}
 
 
@@ -168,12 +170,11 @@ def assert_same_batches(first: list[dict[str, Any]], second: list[dict[str, Any]
     for one, two in zip(first, second, strict=True):
         assert list(one["unlabeled_keys"]) == list(two["unlabeled_keys"])
         assert torch.equal(one["data"], two["data"])
-        assert torch.equal(one["unlabeled_data"], two["unlabeled_data"])
 
 
 def test_unlabeled_batch_size_is_configurable(toy: Any, configure: Any) -> None:
     configure(**SHORT, unlabeled_batch_size=3)
-    assert batches(toy, 1)[0]["unlabeled_data"].shape[0] == 3
+    assert len(patches_of(batches(toy, 1)[0]).unlabeled) == 3
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])

@@ -19,6 +19,7 @@ from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
@@ -201,7 +202,7 @@ def test_a_training_that_goes_on_with_other_cases_says_so_and_counts_all(
     split(toy, train=["lab_0", "lab_2"])
     capsys.readouterr()
     assert train("--c") == 0
-    expected = "goes on with other cases than before: 1 new (lab_2), 1 no longer there (lab_1)."
+    expected = "goes on with other cases than it has seen: 1 new (lab_2), 1 no longer there (lab_1)."
     assert expected in capsys.readouterr().out
     saved = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["dualcl"]["seen"]
     assert {"lab_0", "lab_1", "lab_2"} < set(saved)
@@ -213,7 +214,7 @@ def test_a_case_that_was_not_preprocessed_stops_before_training(
 ) -> None:
     split(toy, val=["val_0", "nosuch"])
     assert train() == 2
-    command = "nnUNetv2_preprocess -d Dataset777_Toy -plans_name toyPlans -c 3d_fullres"
+    command = "nnUNetv2_preprocess -d 777 -plans_name toyPlans -c 3d_fullres"
     assert re.search(rf"lacks nosuch of fold 0 .* {command}", capsys.readouterr().err)
 
 
@@ -234,6 +235,41 @@ def test_one_process_trains_a_fold(
     assert codes == [2]
     assert f"Another process is training in {fold}. Wait for it" in capsys.readouterr().err
     assert [row["epoch"] for row in csv.DictReader((fold / TERM_LOG_FILE).open())] == ["0", "1"]
+
+
+def test_a_split_that_nnunet_draws_anew_is_checked_too(
+    toy: Any, train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_threads(monkeypatch)
+    assert train() == 0
+    for leftover in ("validation", None):
+        (toy.preprocessed / "splits_final.json").unlink()
+        assert train("--val") == 2
+        assert "as validation of fold 0, and the training of that fold saw" in capsys.readouterr().err
+        if leftover:
+            shutil.rmtree(fold / leftover)
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_validating_on_training_cases_is_noted_where_the_split_says_so(
+    toy: Any, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split(toy, val=["lab_0", "val_0"])
+    assert train() == 0
+    assert "Fold 0 validates on training cases, which says nothing of new ones: lab_0." in capsys.readouterr().out
+    assert train("--c") == 0
+
+
+@pytest.mark.usefixtures("without_validation")
+def test_a_training_that_another_process_finished_is_not_overwritten(toy: Any, configure: Any, fold: Path) -> None:
+    configure(**SHORT)
+    trainer = toy.trainer(DualCLTrainer)
+    trainer.initialize()
+    trainer.current_epoch = 1  # as loaded from a checkpoint
+    (fold / "checkpoint_final.pth").touch()
+    with pytest.raises(DualCLError, match=r"checkpoint_final\.pth appeared since this training was loaded"):
+        trainer.run_training()
+    assert (fold / "checkpoint_final.pth").stat().st_size == 0
 
 
 @pytest.mark.usefixtures("without_validation")

@@ -13,6 +13,7 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import patches_of
 from nnunet_dualcl.data.two_views import is_photometric
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.networks import PREFIX_B
@@ -102,7 +103,7 @@ def test_mixed_patches_show_what_teacher_and_truth_labeled(toy: Any, configure: 
     for _ in range(2):
         batch = step(trainer)
     labeled, mixed = seen.network[1].split(LABELED)
-    assert torch.equal(labeled, batch["data"])
+    assert torch.equal(labeled, patches_of(batch).labeled)
     pasted, kept = mixed == labeled, mixed == seen.teacher[-1]
     assert (pasted | kept).all()
     assert 0.1 < pasted.float().mean() < 0.9
@@ -132,9 +133,10 @@ def test_the_network_sees_other_intensities_than_the_teacher(toy: Any, configure
     trainer = start(toy)
     seen = Seen(trainer)
     batch = [step(trainer) for _ in range(2)][1]
-    assert torch.equal(seen.network[1], torch.cat((batch["data"], batch["unlabeled_data"])))
-    assert torch.equal(seen.teacher[-1], batch["unlabeled_weak"])
-    assert not torch.equal(batch["unlabeled_data"], batch["unlabeled_weak"])
+    labeled, unlabeled, weak = patches_of(batch)
+    assert torch.equal(seen.network[1], torch.cat((labeled, unlabeled)))
+    assert torch.equal(seen.teacher[-1], weak)
+    assert not torch.equal(unlabeled, weak)
 
 
 def test_the_same_view_for_both_on_demand(toy: Any, configure: Any) -> None:
@@ -142,7 +144,7 @@ def test_the_same_view_for_both_on_demand(toy: Any, configure: Any) -> None:
     trainer = start(toy)
     seen = Seen(trainer)
     for _ in range(2):
-        assert "unlabeled_weak" not in step(trainer)
+        assert patches_of(step(trainer)).weak is None
     assert torch.equal(seen.teacher[-1], seen.network[1][LABELED:])
 
 
@@ -245,7 +247,7 @@ def test_without_a_teacher(toy: Any, configure: Any, form: str) -> None:
     configure(**{**(stock if form == "stock" else {"pseudo_label_source": "winner", "mixing": "none"}), **SHORT})
     trainer = start(toy)
     assert trainer.teacher is None
-    assert "unlabeled_weak" not in step(trainer)
+    assert patches_of(step(trainer)).weak is None
     assert trainer.loss.taught is None
     path = Path(trainer.output_folder) / "checkpoint.pth"
     trainer.save_checkpoint(str(path))

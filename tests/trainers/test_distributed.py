@@ -15,6 +15,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import patches_of
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.losses import shared_between_ranks
 from nnunet_dualcl.losses._numerics import masked_mean
@@ -167,7 +168,10 @@ def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
     joint: dict[str, Any] = {}
     for name in batches[0]:
         parts = [batch[name] for batch in batches]
-        if name == "target":
+        if name == "data":  # labeled patches of all ranks, then unlabeled ones, then their weak views
+            halves = zip(*(patches_of(batch) for batch in batches), strict=True)
+            joint[name] = torch.cat([part for half in halves for part in half if part is not None])
+        elif name == "target":
             joint[name] = [torch.cat(levels) for levels in zip(*parts, strict=True)]
         else:
             joint[name] = torch.cat(parts) if torch.is_tensor(parts[0]) else [key for part in parts for key in part]
@@ -197,7 +201,7 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
         single.on_train_start()
         single.on_epoch_start()
         single.on_train_epoch_start()
-        assert single.batch_size == 2 * len(ranks[0]["batches"][0]["data"])
+        assert single.batch_size == 2 * len(ranks[0]["batches"][0]["keys"])
         single.dual_network.load_state_dict(ranks[0]["before"], strict=False)
         for step, parts in enumerate(zip(*(rank["batches"] for rank in ranks), strict=True)):
             loss = single.train_step(joined(list(parts)))["loss"]

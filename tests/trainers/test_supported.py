@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule, lookup_backend
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.paired_loader import patches_of
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.networks import PREFIX_B
@@ -112,7 +113,7 @@ def test_partly_annotated_cases_need_no_unlabeled_ones(toy: Any, configure: Any,
     trainer = toy.trainer(DualCLTrainer, dataset_json=dataset_json)
     train(trainer)
     batch = next(trainer.dataloader_train)
-    assert "unlabeled_data" not in batch
+    assert patches_of(batch).unlabeled is None
     assert len(batch["data"]) == 2
 
 
@@ -162,7 +163,7 @@ def test_color_images(toy: Any, configure: Any) -> None:
     configure(**{**SHORT, **FULL})
     trainer = toy.trainer(DualCLTrainer, "2d", plans=plans, dataset_json=dataset_json)
     train(trainer)
-    assert next(trainer.dataloader_train)["unlabeled_data"].shape == (2, 3, 12, 16)
+    assert patches_of(next(trainer.dataloader_train)).unlabeled.shape == (2, 3, 12, 16)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -177,8 +178,8 @@ def test_cases_smaller_than_the_patch_and_masked_normalization(
     trainer = toy.trainer(DualCLTrainer, plans=plans)
     train(trainer)
     batch = next(trainer.dataloader_train)
-    for name in ("data", "unlabeled_data", "unlabeled_weak"):
-        assert list(batch[name].shape) == [2, 2, *patch_size]
+    for part in patches_of(batch):
+        assert list(part.shape) == [2, 2, *patch_size]
 
 
 # ---- memory
@@ -289,7 +290,7 @@ def test_half_of_the_plans_batch_is_unlabeled_on_demand(toy: Any, configure: Any
     plans["configurations"]["3d_fullres"]["batch_size"] = 5
     configure(**SHORT, split_batch=True)
     batch = next(start(toy, plans=plans).dataloader_train)
-    assert (len(batch["data"]), len(batch["unlabeled_data"])) == (3, 2)
+    assert [len(part) for part in patches_of(batch)] == [3, 2, 2]
     plans["configurations"]["3d_fullres"]["batch_size"] = 2  # nnU-Net would force one of these two onto foreground
     loader = start(toy, plans=plans).dataloader_train.data_loader.labeled
     forced = [loader.get_do_oversample(0) for _ in range(200)]

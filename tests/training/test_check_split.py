@@ -40,6 +40,13 @@ def test_cases_in_no_list_are_noted(tmp_path: Path) -> None:
         "In no list of fold 0, and left out: 1 labeled case(s), d."
     ]
     assert check_split(tmp_path, tmp_path, 1, preprocess=PREPROCESS) == []
+    shared = {"train": ["a", "b", "c"], "val": ["b", "d"], "comment": "x", "seed": 3}
+    write(tmp_path, *folds, shared, preprocessed="")
+    (tmp_path / "._a.pkl").touch()  # a Mac's
+    assert check_split(tmp_path, tmp_path, 2, preprocess=PREPROCESS) == [
+        "Fold 2 validates on training cases, which says nothing of new ones: b."
+    ]
+    write(tmp_path, *folds, preprocessed="")
     (note,) = check_split(tmp_path, tmp_path, "all", preprocess=PREPROCESS)
     assert note.endswith("of 3 that splits_final.json lists as unlabeled: a, c, d.")
 
