@@ -86,6 +86,12 @@ def required_folder(variable: str) -> Path:
     return Path(value)
 
 
+def raw_dataset_folder(name: str) -> Path:
+    """Where the raw dataset is, if it is at hand; no folder where ``nnUNet_raw`` is not set."""
+    # not one below the present directory
+    return Path(os.environ.get("nnUNet_raw") or os.devnull) / name
+
+
 def unlabeled_preprocessed_folder(preprocessed_dataset_folder: Path, data_identifier: str) -> Path:
     """Preprocessed unlabeled cases lie beside the labeled ones of the same configuration."""
     return preprocessed_dataset_folder / f"{data_identifier}_unlabeled"

@@ -355,7 +355,9 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     dice = dice_of("openkbp_cpu", 6)
     few, ours, exported = dice["stock nnU-Net"], dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     everything = dice["stock nnU-Net, all labels"]
-    said = f"{ours:.3f} ({exported:.3f} exported), stock nnU-Net {few:.3f}; on all 50 labels {everything:.3f} in one draw."
+    said = (
+        f"{ours:.3f} ({exported:.3f} exported), stock nnU-Net {few:.3f}; on all 50 labels {everything:.3f} in one draw."
+    )
     assert said in text
 
 

@@ -25,6 +25,7 @@ from nnunet_dualcl.layout import (
     PREPROCESSED_STAMP_FILE,
     SPLITS_FILE,
     dataset_name,
+    raw_dataset_folder,
     required_folder,
     unlabeled_preprocessed_folder,
 )
@@ -110,8 +111,7 @@ def ensure_unlabeled(
     """
     split = read_split(preprocessed_dataset_folder, fold) or {}
     listed = split.get("unlabeled", [])
-    # where the variable is not set, a place that is no folder; not one below the present directory
-    raw = Path(os.environ.get("nnUNet_raw") or os.devnull) / preprocessed_dataset_folder.name
+    raw = raw_dataset_folder(preprocessed_dataset_folder.name)
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)

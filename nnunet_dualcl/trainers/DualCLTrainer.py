@@ -26,12 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.atomic import alone, remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.data.cases import raw_training_images
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader, patches_of
 from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE
+from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE, raw_dataset_folder
 from nnunet_dualcl.model_folder import refuse_other_meaning
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
@@ -279,13 +280,13 @@ class DualCLTrainer(nnUNetTrainer):
         if self.is_ddp:
             plans = self.configuration_manager
             check_shares(plans.batch_size, dist.get_world_size(), batch_dice=plans.batch_dice)
+        base = Path(self.preprocessed_dataset_folder_base)
         for note in check_split(
-            Path(self.preprocessed_dataset_folder_base),
+            base,
             Path(self.preprocessed_dataset_folder),
             self.fold,
-            preprocess=preprocess_command(
-                self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
-            ),
+            raw=list(raw_training_images(raw_dataset_folder(base.name), self.dataset_json)),
+            preprocess=preprocess_command(base.name, self.plans_manager.plans_name, self.configuration_name),
         ):
             self.print_to_log_file(note)
         if self.config.uses_unlabeled:
@@ -294,7 +295,7 @@ class DualCLTrainer(nnUNetTrainer):
                     self.plans_manager.plans,
                     self.configuration_name,
                     self.dataset_json,
-                    Path(self.preprocessed_dataset_folder_base),
+                    base,
                     self.fold,
                     num_processes=default_num_processes,
                     required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data

@@ -46,13 +46,16 @@ def check_shares(batch_size: int, num_gpus: int, *, batch_dice: bool) -> None:
         )
 
 
-def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess: str) -> list[str]:
+def check_split(
+    base: Path, labeled_folder: Path, fold: int | str, *, raw: Collection[str], preprocess: str
+) -> list[str]:
     """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
 
     Args:
         base: preprocessed dataset, with the split file.
         labeled_folder: preprocessed labeled cases of the plans.
         fold: number, or "all".
+        raw: labeled cases of the raw dataset; none where it is not at hand.
         preprocess: nnU-Net's command that makes ``labeled_folder``.
 
     Returns:
@@ -63,6 +66,8 @@ def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess
     """
     split = read_split(base, fold)
     preprocessed = {path.stem for path in labeled_folder.glob("[!.]*.pkl")}
+    new = sorted(set(raw) - preprocessed)
+    late = [f"Not preprocessed yet, and left out: {first_few(new)} of imagesTr. Run: {preprocess}"] if new else []
     if split is not None:
         for role in ("train", "val"):
             if not split.get(role):
@@ -79,14 +84,14 @@ def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess
             (left_out, f"In no list of fold {fold}, and left out: {len(left_out)} labeled case(s), "),
             (both, f"Fold {fold} validates on training cases, which says nothing of new ones: "),
         )
-        return [f"{note}{first_few(cases)}." for cases, note in notes if cases]
+        return late + [f"{note}{first_few(cases)}." for cases, note in notes if cases]
     if fold == "all":
         listed = sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
         note = (
             f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} lists "
             f"as unlabeled: {first_few(listed)}."
         )
-        return [note] if listed else []
+        return late + ([note] if listed else [])
     if (base / SPLITS_FILE).is_file():
         raise DualCLError(
             f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
@@ -97,7 +102,7 @@ def check_split(base: Path, labeled_folder: Path, fold: int | str, *, preprocess
             f"{len(preprocessed)} preprocessed labeled case(s) in {labeled_folder} are too few for nnU-Net's own "
             f"{_STOCK_FOLDS}-fold split. Write one with: dualcl split -d {base.name} --labeled N --val M"
         )
-    return []
+    return late
 
 
 def check_unseen(seen: Collection[str], validation: Collection[str], fold: int | str) -> None:

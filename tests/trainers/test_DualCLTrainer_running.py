@@ -251,12 +251,16 @@ def test_a_split_that_nnunet_draws_anew_is_checked_too(
 
 
 @pytest.mark.usefixtures("without_validation")
-def test_validating_on_training_cases_is_noted_where_the_split_says_so(
-    toy: Any, train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_may_surprise_is_noted(toy: Any, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     split(toy, val=["lab_0", "val_0"])
+    for image in sorted((toy.raw / "imagesTr").glob("lab_0_*")):
+        shutil.copy(image, image.with_name(image.name.replace("lab_0", "late")))
     assert train() == 0
-    assert "Fold 0 validates on training cases, which says nothing of new ones: lab_0." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Fold 0 validates on training cases, which says nothing of new ones: lab_0." in out
+    assert (
+        "Not preprocessed yet, and left out: late of imagesTr. Run: nnUNetv2_preprocess -d 777 -plans_name toy" in out
+    )
     assert train("--c") == 0
 
 
