@@ -114,8 +114,9 @@ def _meaning(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configur
             {
                 "architecture": chosen.get("architecture"),
                 "labels": labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+                "regions_class_order": labels.regions_class_order if labels.has_regions else None,
                 "ignore label": labels.ignore_label,
-                "number of channels": len(_numbered(dataset_json)[1]),
+                "number of channels": len(_channels(dataset_json)),
             },
             default=int,  # numpy's
         )
@@ -123,10 +124,17 @@ def _meaning(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configur
     return {**decisive_values(plans, chosen), **plain}
 
 
+def _channels(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    channels: dict[str, Any] = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return channels
+
+
 def _numbered(dataset_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Labels and channels, name -> number."""
-    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    return dict(dataset_json["labels"]), {str(name): str(number) for number, name in channels.items()}
+    """Labels and channels, name -> number. Channels may share a name, as it says how to normalize them; these are left out."""
+    channels = _channels(dataset_json)
+    names = [str(name) for name in channels.values()]
+    numbers = {str(name): str(number) for number, name in channels.items() if names.count(str(name)) == 1}
+    return dict(dataset_json["labels"]), numbers
 
 
 def _read(path: Path) -> dict[str, Any]:

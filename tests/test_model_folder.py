@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_other_names_and_the_plans_of_older_releases_pass(toy: Any, model: Path)
     check(model)
 
 
+@pytest.mark.parametrize(
+    ("channels", "passes"), [({"0": "T1", "1": "T1"}, True), ({"0": "T1", "1": "T1", "2": "T1"}, False)]
+)
+def test_channels_may_share_a_name(toy: Any, model: Path, channels: dict[str, str], passes: bool) -> None:
+    write(toy, model, 1, change=lambda init_args: init_args["dataset_json"].update(channel_names=channels))
+    with nullcontext() if passes else pytest.raises(DualCLError, match="differ in number of channels"):
+        check(model)
+
+
 def test_regions_are_told_apart_by_their_heads(toy: Any, model: Path) -> None:
     regions: dict[str, Any] = {"background": 0, "whole": [1, 2], "core": 2}
     dataset_json = {**LABELS, "labels": regions, "regions_class_order": [1, 2]}
@@ -96,9 +106,15 @@ def test_regions_are_told_apart_by_their_heads(toy: Any, model: Path) -> None:
     write(toy, model, 1, change=lambda init_args: init_args["dataset_json"].update(dataset_json))
     check_folds(model, trained_checkpoints(model, [1], "checkpoint_final.pth"))
     swapped = {**dataset_json, "labels": {name: regions[name] for name in ("background", "core", "whole")}}
-    write(toy, model, 2, change=lambda init_args: init_args["dataset_json"].update(swapped))
-    with pytest.raises(DualCLError, match=r"fold_2/.* differ in labels\."):
-        check_folds(model, trained_checkpoints(model, [2], "checkpoint_final.pth"))
+    for fold, other, named in ((2, swapped, "labels"), (3, {"regions_class_order": [2, 1]}, "regions_class_order")):
+        write(
+            toy,
+            model,
+            fold,
+            change=lambda init_args, other=other: init_args["dataset_json"].update(dataset_json | other),
+        )
+        with pytest.raises(DualCLError, match=rf"fold_{fold}/.* differ in {named}\."):
+            check_folds(model, trained_checkpoints(model, [fold], "checkpoint_final.pth"))
 
 
 @pytest.mark.parametrize("other", [None, (0,), (0, 1, 2)])

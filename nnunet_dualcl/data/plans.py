@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,5 +62,5 @@ def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
 
 def preprocess_command(dataset: str, plans_name: str, configuration: str) -> str:
     """nnU-Net's command that makes the labeled cases of these plans; it takes the number of a ``DatasetXXX_NAME``."""
-    number = int(dataset.removeprefix("Dataset").partition("_")[0])
-    return f"nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {configuration}"
+    number = re.match(r"Dataset(\d+)", dataset)
+    return f"nnUNetv2_preprocess -d {int(number[1]) if number else dataset} -plans_name {plans_name} -c {configuration}"

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.atomic import alone, remove_leftovers, replacing
 from nnunet_dualcl.config import DualCLConfig
-from nnunet_dualcl.data.cases import raw_training_images
+from nnunet_dualcl.data.cases import raw_training_images, read_split
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader, patches_of
 from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
@@ -178,7 +178,9 @@ class DualCLTrainer(nnUNetTrainer):
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
-        self._check_validation(loader._data.identifiers, validation.data_loader._data.identifiers)
+        self._check_validation(
+            loader._data.identifiers, validation.data_loader._data.identifiers
+        )  # drawn just now, maybe
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
@@ -262,7 +264,10 @@ class DualCLTrainer(nnUNetTrainer):
     def _refuse_a_later_end(self) -> None:
         final = Path(self.output_folder) / "checkpoint_final.pth"
         if 0 < self.current_epoch < self.num_epochs and final.is_file():
-            raise DualCLError(f"{final} appeared since this training was loaded: another process has finished it.")
+            raise DualCLError(
+                f"{final} appeared since this training was loaded: another process has finished it. Repeat the command "
+                "with --val."
+            )
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, of cases that this training never saw, into a folder that holds predictions of no other ones."""
@@ -289,6 +294,8 @@ class DualCLTrainer(nnUNetTrainer):
             preprocess=preprocess_command(base.name, self.plans_manager.plans_name, self.configuration_name),
         ):
             self.print_to_log_file(note)
+        if (split := read_split(base, self.fold)) is not None:
+            self._check_validation(split["train"], split["val"])
         if self.config.uses_unlabeled:
             with _rank_0_first(self.local_rank if self.is_ddp else None):
                 self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(

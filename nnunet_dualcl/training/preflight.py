@@ -135,5 +135,5 @@ def check_validation_folder(folder: Path, validation: Collection[str], file_endi
     if others:
         raise DualCLError(
             f"{folder} holds {first_few(others)}, no validation case of this fold now: the split was drawn anew since. "
-            "Move that folder away and validate with --val."
+            "Move that folder away and repeat the command, with --val where the training is finished."
         )

@@ -15,6 +15,7 @@ from nnunetv2.run import run_training
 from nnunet_dualcl.cli import preflight
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.cli.preflight import check_predict, check_train
+from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.errors import DualCLError
 
 TRAIN = ["777", "3d_fullres", "0", "-p", "toyPlans", "-device", "cpu"]
@@ -229,3 +230,8 @@ def test_a_missing_gpu_is_said_before_anything_starts(toy: Any, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DualCLError, match=r"No CUDA device here\. Add -device cpu"):
         check_train(TRAIN[:-2])
+
+
+@pytest.mark.parametrize("name", ["Dataset007_Bone", "Dataset007-Bone", "Dataset007Bone", "7"])
+def test_the_command_for_labeled_cases_takes_nnunets_number(name: str) -> None:
+    assert preprocess_command(name, "p", "2d") == "nnUNetv2_preprocess -d 7 -plans_name p -c 2d"

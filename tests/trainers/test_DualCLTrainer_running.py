@@ -165,6 +165,38 @@ def split(toy: Any, **roles: list[str]) -> None:
     path.write_text(json.dumps([fold]), encoding="utf-8")
 
 
+def as_after_a_kill(fold: Path) -> None:
+    """In the second epoch of a training that was finished."""
+    checkpoint = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    (fold / "checkpoint_final.pth").unlink()
+    torch.save({**checkpoint, "current_epoch": 1}, fold / "checkpoint_latest.pth")
+
+
+@pytest.mark.usefixtures("without_validation")
+@pytest.mark.parametrize("drawn_by", ["user", "nnU-Net"])
+def test_a_training_does_not_go_on_toward_a_validation_of_what_it_saw(
+    toy: Any,
+    train: Train,
+    fold: Path,
+    drawn_by: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train() == 0
+    as_after_a_kill(fold)
+    if drawn_by == "user":
+        split(toy, train=["lab_0", "val_0"], val=["lab_1"])
+        shutil.rmtree(toy.preprocessed / "toyPlans_3d_fullres_unlabeled")
+    else:
+        (toy.preprocessed / "splits_final.json").unlink()
+    steps = count_calls(monkeypatch, "train_step")
+    assert train("--c") == 2
+    assert "as validation of fold 0, and the training of that fold saw" in capsys.readouterr().err
+    assert steps == []
+    if drawn_by == "user":
+        assert not (toy.preprocessed / "toyPlans_3d_fullres_unlabeled").exists()  # which may take hours
+
+
 def test_what_a_training_saw_is_not_validated_after_another_split(
     toy: Any, train: Train, fold: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,10 +227,7 @@ def test_a_training_that_goes_on_with_other_cases_says_so_and_counts_all(
 ) -> None:
     split(toy, train=["lab_0", "lab_1"])
     assert train() == 0
-    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
-    checkpoint = torch.load(fold / "checkpoint_latest.pth", map_location="cpu", weights_only=False)
-    checkpoint["current_epoch"] = 1  # as after a kill in the second epoch
-    torch.save(checkpoint, fold / "checkpoint_latest.pth")
+    as_after_a_kill(fold)
     split(toy, train=["lab_0", "lab_2"])
     capsys.readouterr()
     assert train("--c") == 0

@@ -75,7 +75,7 @@ def test_predictions_of_other_cases_are_not_counted_into_a_summary(tmp_path: Pat
         (folder / name).touch()
     check_validation_folder(folder, ["a", "b"], ".nii.gz")
     (folder / "old.nii.gz").touch()
-    with pytest.raises(DualCLError, match=r"validation holds old, no validation case .* validate with --val"):
+    with pytest.raises(DualCLError, match=r"validation holds old, no validation case .* with --val where"):
         check_validation_folder(folder, ["a", "b"], ".nii.gz")
 
 
