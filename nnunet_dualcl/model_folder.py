@@ -130,7 +130,8 @@ def _channels(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbered(dataset_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Labels and channels, name -> number. Channels may share a name, as it says how to normalize them; these are left out."""
+    """Labels and channels, name -> number. Channels may share a name, which chooses their normalization; these are not
+    among them."""
     channels = _channels(dataset_json)
     names = [str(name) for name in channels.values()]
     numbers = {str(name): str(number) for number, name in channels.items() if names.count(str(name)) == 1}
