@@ -20,6 +20,7 @@ _DOCUMENT_ENDINGS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xls", ".x
 _HIDDEN = (".", "@", "__")
 
 ROLES = ("train", "val", "unlabeled")
+"""Lists of a fold in the split file."""
 
 
 def _case_file(file_ending: str) -> re.Pattern[str]:

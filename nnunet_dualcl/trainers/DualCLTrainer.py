@@ -178,9 +178,8 @@ class DualCLTrainer(nnUNetTrainer):
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
-        self._check_validation(
-            loader._data.identifiers, validation.data_loader._data.identifiers
-        )  # drawn just now, maybe
+        labeled = loader._data.identifiers
+        self._check_validation(labeled, validation.data_loader._data.identifiers)  # nnU-Net may have just drawn them
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"
@@ -188,7 +187,7 @@ class DualCLTrainer(nnUNetTrainer):
                 loader, cases, unlabeled_batch_size, self.label_manager, two_views=two_views
             )
             loader = PairedLoader(loader, unlabeled)
-        self._note_cases({*train.data_loader._data.identifiers, *self.unlabeled_keys})
+        self._note_cases({*labeled, *self.unlabeled_keys})
         workers = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = augment(

@@ -66,7 +66,8 @@ def check_split(
     """
     split = read_split(base, fold)
     preprocessed = {path.stem for path in labeled_folder.glob("[!.]*.pkl")}
-    new = sorted(set(raw) - preprocessed)
+    unlabeled = {case for split in read_splits(base) for case in split.get("unlabeled", [])}
+    new = sorted(set(raw) - preprocessed - unlabeled)
     late = [f"Not preprocessed yet, and left out: {first_few(new)} of imagesTr. Run: {preprocess}"] if new else []
     if split is not None:
         for role in ("train", "val"):
@@ -86,12 +87,11 @@ def check_split(
         )
         return late + [f"{note}{first_few(cases)}." for cases, note in notes if cases]
     if fold == "all":
-        listed = sorted({case for split in read_splits(base) for case in split.get("unlabeled", [])})
         note = (
-            f"Fold all trains on the labels of all cases in labelsTr, also of {len(listed)} that {SPLITS_FILE} lists "
-            f"as unlabeled: {first_few(listed)}."
+            f"Fold all trains on the labels of all cases in labelsTr, also of {len(unlabeled)} that {SPLITS_FILE} "
+            f"lists as unlabeled: {first_few(sorted(unlabeled))}."
         )
-        return late + ([note] if listed else [])
+        return late + ([note] if unlabeled else [])
     if (base / SPLITS_FILE).is_file():
         raise DualCLError(
             f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
