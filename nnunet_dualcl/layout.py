@@ -86,10 +86,9 @@ def required_folder(variable: str) -> Path:
     return Path(value)
 
 
-def raw_dataset_folder(name: str) -> Path:
-    """Where the raw dataset is, if it is at hand; no folder where ``nnUNet_raw`` is not set."""
-    # not one below the present directory
-    return Path(os.environ.get("nnUNet_raw") or os.devnull) / name
+def folder_if_set(variable: str) -> Path:
+    """Folder named by one of nnU-Net's three path variables; nothing lies below it where the variable is not set."""
+    return Path(os.environ.get(variable) or os.devnull)
 
 
 def unlabeled_preprocessed_folder(preprocessed_dataset_folder: Path, data_identifier: str) -> Path:

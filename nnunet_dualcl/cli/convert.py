@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from nnunet_dualcl.data.cases import ROLES, raw_training_images, read_splits
 from nnunet_dualcl.data.plans import read_json
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import SPLITS_FILE, required_folder
+from nnunet_dualcl.layout import SPLITS_FILE, folder_if_set, required_folder
 
 KINDS = {
     "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
@@ -81,9 +80,7 @@ def convert(argv: Sequence[str]) -> int:
 
 def _before_planning(target: Path) -> str | None:
     """What a dataset that was planned before needs; nnU-Net stops, without a word, at a split that is not its own."""
-    if not os.environ.get("nnUNet_preprocessed"):
-        return None
-    planned = Path(os.environ["nnUNet_preprocessed"]) / target.name / SPLITS_FILE
+    planned = folder_if_set("nnUNet_preprocessed") / target.name / SPLITS_FILE
     if not planned.is_file():
         return None
     own = target / SPLITS_FILE

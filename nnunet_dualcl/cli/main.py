@@ -20,6 +20,7 @@ from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
     SPLITS_FILE,
     dataset_name,
+    folder_if_set,
     required_folder,
     with_trainers_folder,
 )
@@ -202,8 +203,8 @@ def _split(arguments: argparse.Namespace) -> int:
             f"{', '.join(shared)}. Move these out of that folder and repeat; the draw stays the same."
         )
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE
-    results = os.environ.get("nnUNet_results")
-    trained = trained_folds(Path(results) / name) if results else []
+    results = folder_if_set("nnUNet_results")
+    trained = trained_folds(results / name)
     replace_splits(raw, path, splits, force=arguments.force, trained=bool(trained))
     first = splits[0]
     more = f" (and {len(unlabeled)} in {IMAGES_UNLABELED})" if unlabeled else ""

@@ -25,7 +25,7 @@ from nnunet_dualcl.layout import (
     PREPROCESSED_STAMP_FILE,
     SPLITS_FILE,
     dataset_name,
-    raw_dataset_folder,
+    folder_if_set,
     required_folder,
     unlabeled_preprocessed_folder,
 )
@@ -111,7 +111,7 @@ def ensure_unlabeled(
     """
     split = read_split(preprocessed_dataset_folder, fold) or {}
     listed = split.get("unlabeled", [])
-    raw = raw_dataset_folder(preprocessed_dataset_folder.name)
+    raw = folder_if_set("nnUNet_raw") / preprocessed_dataset_folder.name
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)

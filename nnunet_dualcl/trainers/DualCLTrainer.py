@@ -32,7 +32,7 @@ from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE, raw_dataset_folder
+from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE, folder_if_set
 from nnunet_dualcl.model_folder import refuse_other_meaning
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
@@ -289,7 +289,7 @@ class DualCLTrainer(nnUNetTrainer):
             base,
             Path(self.preprocessed_dataset_folder),
             self.fold,
-            raw=list(raw_training_images(raw_dataset_folder(base.name), self.dataset_json)),
+            raw=list(raw_training_images(folder_if_set("nnUNet_raw") / base.name, self.dataset_json)),
             preprocess=preprocess_command(base.name, self.plans_manager.plans_name, self.configuration_name),
         ):
             self.print_to_log_file(note)

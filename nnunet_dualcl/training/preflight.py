@@ -64,9 +64,9 @@ def check_split(
     Raises:
         DualCLError: naming the split file and the command that writes one, or cases that are not preprocessed.
     """
-    split = read_split(base, fold)
+    splits, split = read_splits(base), read_split(base, fold)
     preprocessed = {path.stem for path in labeled_folder.glob("[!.]*.pkl")}
-    unlabeled = {case for split in read_splits(base) for case in split.get("unlabeled", [])}
+    unlabeled = {case for each in splits for case in each.get("unlabeled", [])}
     new = sorted(set(raw) - preprocessed - unlabeled)
     late = [f"Not preprocessed yet, and left out: {first_few(new)} of imagesTr. Run: {preprocess}"] if new else []
     if split is not None:
@@ -94,7 +94,7 @@ def check_split(
         return late + ([note] if unlabeled else [])
     if (base / SPLITS_FILE).is_file():
         raise DualCLError(
-            f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(read_splits(base)) - 1}. Train one of "
+            f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(splits) - 1}. Train one of "
             "these, or write more draws with: dualcl split --draws N --force"
         )
     if len(preprocessed) < _STOCK_FOLDS:
