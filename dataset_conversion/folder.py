@@ -134,7 +134,7 @@ def plan(
     ]
     several = [paths for case in found.values() for paths in case.labels.values() if len(paths) > 1]
     if structures and "label" in of_label and several:
-        notes.append(f"files of one label are put together, such as {', '.join(several[0][:3])}")
+        notes.append(f"files of one label are put together, such as {first_few(several[0])}")
     names = safe_names(list(found))
     cases = []
     crowded: list[Refusal] = []
@@ -383,7 +383,7 @@ def _crowd(key: str, case: _Found, images: str, label_files: str | None, structu
     if not several:
         return None
     option, pattern, what, paths = several[0]
-    said = f"{len(paths)} files for one {what}: {', '.join(paths[:3])}"
+    said = f"{len(paths)} files for one {what}: {first_few(paths)}"
     if is_expression(pattern):
         return said
     part = next((part for part in reversed(pattern.split("/")) if "*" in part), pattern)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 _ROUNDING = 1e-3
 """Off a whole number: labels that were stored with a scale factor, as nibabel does under an int16 header."""
@@ -60,7 +60,7 @@ def mapped_values(
     unknown = [value for value in present if value not in target]
     if unknown and not others_are_background:
         raise DualCLError(
-            f"the label holds {', '.join(str(value) for value in unknown[:10])}, which stand for nothing. Known: "
+            f"the label holds {first_few([str(value) for value in unknown])}, which stand for nothing. Known: "
             f"{', '.join(str(value) for value in sorted(target))}. Name them as labels, or repeat with --other-values "
             "background."
         )

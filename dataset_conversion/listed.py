@@ -114,20 +114,17 @@ def published_split(
         if case.role is Role.LABELED:
             fold[part_of[case.patient]].append(case.name)
     if not fold["train"]:
-        some = [name for name, part in part_of.items() if part == "train"][:3]
-        why = "; ".join(f"{each.where}: {each.reason}" for each in left_out[:5])
+        listed = [name for name, part in part_of.items() if part == "train"]
+        why = first_few([str(each) for each in left_out], "; ")
         raise DualCLError(
-            f"No labeled case of the training list was found; it begins with {', '.join(some)}."
+            f"No labeled case of the training list was found; it begins with {first_few(listed)}."
             + (f" Left out: {why}." if why else "")
         )
     notes = []
     present = {case.patient for case in cases}
     missing = [patient for patient in part_of if patient not in present]
     if missing:
-        notes.append(
-            f"{len(missing)} of {len(part_of)} listed were not found or not used: {', '.join(missing[:10])}"
-            + (" ..." if len(missing) > 10 else "")
-        )
+        notes.append(f"{len(missing)} of {len(part_of)} listed were not found or not used: {first_few(missing)}")
     if not fold["val"]:
         fold["val"] = list(fold["train"])
         why = "no case for validation was found" if "val" in part_of.values() else "the list has nobody for validation"

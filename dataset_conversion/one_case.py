@@ -17,7 +17,7 @@ from nnunet_dualcl.dataset_conversion.geometry import grid_difference, onto, ori
 from nnunet_dualcl.dataset_conversion.labels import mapped_values, merge_labels, whole_numbers
 from nnunet_dualcl.dataset_conversion.picture import overlay
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Role, Scan, SourceCase
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import IMAGES_UNLABELED
 
 FILE_ENDING = ".nii.gz"
@@ -265,7 +265,7 @@ def _checked_label(
         others_are_background=options.other_values == "background",
     )
     if others:
-        notes.append(f"label values taken as background: {', '.join(map(str, others[:10]))}")
+        notes.append(f"label values taken as background: {first_few([str(value) for value in others])}")
     if not values.any():
         if options.empty_labels == "refuse":
             raise DualCLError(

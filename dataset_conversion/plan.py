@@ -78,6 +78,9 @@ class Refusal:
     where: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -62,8 +62,8 @@ class ConversionReport:
             f"{self.target}: {self.count(Role.LABELED)} labeled, {self.count(Role.UNLABELED)} unlabeled and "
             f"{self.count(Role.TEST)} test case(s); {len(self.failed)} failed, "
             f"{len(self.plan.refused) + len(self.repeated)} left out.",
-            *(f"  failed: {each.where}: {each.reason}" for each in self.failed),
-            *(f"  left out: {each.where}: {each.reason}" for each in (*self.plan.refused, *self.repeated)),
+            *(f"  failed: {each}" for each in self.failed),
+            *(f"  left out: {each}" for each in (*self.plan.refused, *self.repeated)),
             *(f"  note: {note}" for note in (*self.plan.notes, *self.warnings())),
         ]
         noted = [f"  note: {record.name}: {note}" for record in self.records for note in record.notes]

@@ -157,7 +157,7 @@ def check_plan(plan: Plan) -> None:
         raise DualCLError(
             "No labeled case for training was found, and nnU-Net plans from labeled cases. "
             + (f"{tested} case(s) are for testing. " if tested else "")
-            + "; ".join(f"{each.where}: {each.reason}" for each in (*plan.damaged, *plan.refused)[:5])
+            + first_few([str(each) for each in (*plan.damaged, *plan.refused)], "; ")
         )
 
 
@@ -178,8 +178,8 @@ def dry_run(plan: Plan, target: Path, options: Options | None = None) -> str:
         cases = [case for case in plan.cases if case.role is role]
         lines.append(f"{role.value}: {len(cases)} of {len({case.patient for case in cases})} patient(s)")
         lines += [f"  {case.name}  <- {case.where}" for case in cases]
-    lines += [f"damaged: {each.where}: {each.reason}" for each in plan.damaged]
-    lines += [f"left out: {each.where}: {each.reason}" for each in plan.refused]
+    lines += [f"damaged: {each}" for each in plan.damaged]
+    lines += [f"left out: {each}" for each in plan.refused]
     lines += [*plan.notes, *plan.screen]
     size = bytes_of({path for case in plan.cases for path in case.files})
     lines.append(f"Sources: {size / 2**30:.2f} GiB; the target needs about as much at most.")

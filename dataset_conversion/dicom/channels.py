@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series
 from nnunet_dualcl.dataset_conversion.patterns import regular_expression
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 CHANNEL_NAMES = {"CT": "CT", "MR": "MR", "PT": "PET"}
 """Of a dataset with one modality."""
@@ -23,7 +23,7 @@ def channels_of(export: Export, channels: Mapping[str, str] | None) -> dict[Seri
     if not export.series:
         raise DualCLError(
             "No CT, MR or PET volume was found. Left out: "
-            + "; ".join(f"{where}: {reason}" for where, reason in export.refused[:5])
+            + first_few([f"{where}: {reason}" for where, reason in export.refused], "; ")
         )
     if channels is None:
         if len({series.modality for series in export.series}) > 1:

@@ -19,7 +19,7 @@ from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, shown, s
 from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_expression
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 _NO_CHANNEL = "drawn on a series that is no channel"
 
@@ -127,10 +127,8 @@ def plan(
             )
         )
     if not cases:
-        faults = (*damaged, *refused)[:5]
-        raise DualCLError(
-            f"{source}: no case came out. " + "; ".join(f"{each.where}: {each.reason}" for each in faults)
-        )
+        why = first_few([str(each) for each in (*damaged, *refused)], "; ")
+        raise DualCLError(f"{source}: no case came out. {why}")
     if incomplete and not any_labels:
         raise DualCLError(_none_complete(incomplete, unplaced, patterns))
     return Plan(
@@ -277,8 +275,7 @@ def _check_labels(
         seen = Counter(shown(names) for names in structures).most_common(30)
         there = f"There are: {', '.join(name for name, _ in seen)}."
     elif all_titles:
-        titles = ", ".join(all_titles[:10])
-        there = f"By --structure-set none of {len(all_titles)} segmentation objects is taken: {titles}."
+        there = f"By --structure-set none of {len(all_titles)} segmentation objects is taken: {first_few(all_titles)}."
     else:
         there = "There is no RTSTRUCT or DICOM-SEG."
     raise DualCLError(f"No structure is named like the label {', '.join(missing)}. {there}")
