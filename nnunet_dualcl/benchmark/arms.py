@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nnunet_dualcl.config import PRESETS
 from nnunet_dualcl.layout import STOCK_TRAINER
 
-Procedure = Literal["train", "ensemble", "self_training", "export"]
+Procedure = Literal["train", "ensemble", "self_training", "labeled_only", "export"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Arm:
         config: fields of ``DualCLConfig`` that differ from its defaults.
         labels: whether the arm sees the few labels or those of the whole pool, less its validation cases.
         procedure: one training; two of other seeds whose predictions are averaged; training, labeling the unlabeled
-            cases with it, and training anew on all of them; or the export of another arm's model.
+            cases with it, and training anew on all of them, half of the patches from labeled ones; one training whose
+            unlabeled images are those of the labeled cases; or the export of another arm's model.
         exports: the arm whose model is exported.
     """
 
@@ -50,6 +51,7 @@ ARMS: Mapping[str, Arm] = {
     "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
     "dualcl": Arm("DualCL"),
     "dualcl_exported": Arm("DualCL, exported: decoder A alone", procedure="export", exports="dualcl"),
+    "dualcl_labeled_only": Arm("DualCL, labeled scans in place of unlabeled ones", procedure="labeled_only"),
     "dualcl_all": Arm(
         "DualCL, all labels",
         config={"pseudo_label_weight": 0.0, "contrastive_weight": 0.0},  # nothing is unlabeled

@@ -15,7 +15,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -28,7 +28,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import alone, write_table, write_text
-from nnunet_dualcl.benchmark.arms import Arm
+from nnunet_dualcl.benchmark import own_data
+from nnunet_dualcl.benchmark.arms import Arm, Procedure
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import (
     ALL_LABELED,
@@ -42,11 +43,10 @@ from nnunet_dualcl.benchmark.results import (
     TRAINED_BY,
 )
 from nnunet_dualcl.data.cases import list_case_images, read_split
-from nnunet_dualcl.data.splits import write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.export import export_stock_model
-from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE, STOCK_TRAINER
+from nnunet_dualcl.layout import IMAGES_UNLABELED, STOCK_TRAINER
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
 
@@ -93,6 +93,16 @@ class Place:
         return self.folder / "nnUNet_preprocessed" / self.protocol.dataset
 
     @property
+    def source(self) -> own_data.Source:
+        """What data of the job's own are made of."""
+        return own_data.Source(self.preprocessed, self.protocol.plans, self.protocol.configuration)
+
+    @property
+    def own_preprocessed(self) -> Path:
+        """Place for data of the job's own."""
+        return self.own / "nnUNet_preprocessed"
+
+    @property
     def split(self) -> dict[str, list[str]]:
         """The job's cases by role: ``train``, ``val``, ``unlabeled`` and ``test``."""
         prepared = json.loads((self.folder / PREPARED_FILE).read_text(encoding="utf-8"))
@@ -131,8 +141,7 @@ def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
 
 def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
-    procedure = {"train": _train, "ensemble": _ensemble, "self_training": _self_training, "export": _export}
-    model, folds, checkpoints = procedure[place.arm.procedure](place)
+    model, folds, checkpoints = _PROCEDURES[place.arm.procedure](place)
     scored = place.scored
     runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
     labels = dict(place.dataset_json["labels"])
@@ -178,13 +187,20 @@ Trained = tuple[Path, tuple[int, ...], list[Path]]
 
 
 def _train(
-    place: Place, *, at: str = "model", seed: int = 0, fold: int | None = None, preprocessed: Path | None = None
+    place: Place,
+    *,
+    at: str = "model",
+    seed: int = 0,
+    fold: int | None = None,
+    raw: Path | None = None,
+    preprocessed: Path | None = None,
 ) -> Trained:
-    """One training of the job's arm in ``at``, from the job's seed plus ``seed``."""
+    """One training of the job's arm in ``at``, from the job's seed plus ``seed``, on data of its own where given."""
     protocol = place.protocol
     config = protocol.training_config(place.arm.config, draw=place.job.draw + seed)
     fold = protocol.fold(place.job) if fold is None else fold
-    with nnunet_folders(place.folder, results=place.own / at, preprocessed=preprocessed), _noted(place, at):
+    folders = nnunet_folders(place.folder, results=place.own / at, raw=raw, preprocessed=preprocessed)
+    with folders, _noted(place, at):
         model = runs.train(
             protocol.dataset,
             protocol.plans,
@@ -250,9 +266,15 @@ def _self_training(place: Place) -> Trained:
     labels = place.own / "pseudo_labels"
     runs.predict_cases(first, pool, labels, folds=(fold,), device=place.device)
     pseudo = {case: (files, labels / f"{case}{ending}") for case, files in pool.items()}
-    preprocessed = _with_pseudo_labels(place, split, pseudo)
-    model, folds, checkpoint = _train(place, fold=0, preprocessed=preprocessed)
+    own_data.with_pseudo_labels(place.source, place.own_preprocessed, split, pseudo, place.dataset_json)
+    model, folds, checkpoint = _train(place, fold=0, preprocessed=place.own_preprocessed)
     return model, folds, [*first_checkpoint, *checkpoint]
+
+
+def _labeled_only(place: Place) -> Trained:
+    """Train with the labeled cases' own images where the unlabeled ones would be."""
+    own_data.with_labeled_as_unlabeled(place.source, place.own_preprocessed, place.split)
+    return _train(place, fold=0, preprocessed=place.own_preprocessed, raw=place.own / "nnUNet_raw")
 
 
 def _export(place: Place) -> Trained:
@@ -276,32 +298,13 @@ def _exported(place: Place) -> Place:
     return replace(place, job=replace(place.job, arm=place.arm.exports))
 
 
-def _with_pseudo_labels(
-    place: Place, split: Mapping[str, list[str]], pseudo: Mapping[str, tuple[list[Path], Path]]
-) -> Path:
-    """A preprocessed folder of the job's own: the labeled cases as they are, the others with their pseudo-labels."""
-    ours, shared = place.own / "nnUNet_preprocessed", place.preprocessed
-    target = ours / shared.name
-    target.mkdir(parents=True, exist_ok=True)
-    for file in (f"{place.protocol.plans}.json", "dataset.json", "dataset_fingerprint.json"):
-        shutil.copyfile(shared / file, target / file)
-    shutil.copytree(shared / "gt_segmentations", target / "gt_segmentations", dirs_exist_ok=True)
-    manager = PlansManager(str(target / f"{place.protocol.plans}.json"))
-    configuration = manager.get_configuration(place.protocol.configuration)
-    cases = target / configuration.data_identifier
-    cases.mkdir(exist_ok=True)
-    for case in (*split["train"], *split["val"]):
-        for pattern in (f"{case}.*", f"{case}_seg.*"):
-            for file in (shared / configuration.data_identifier).glob(pattern):
-                shutil.copyfile(file, cases / file.name)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    for case, (images, labels) in sorted(pseudo.items()):
-        preprocessor.run_case_save(
-            str(cases / case), [str(path) for path in images], str(labels), manager, configuration, place.dataset_json
-        )
-    fold = {"train": sorted([*split["train"], *pseudo]), "val": split["val"]}
-    write_splits(target / SPLITS_FILE, [fold], force=True)
-    return ours
+_PROCEDURES: Mapping[Procedure, Callable[[Place], Trained]] = {
+    "train": _train,
+    "ensemble": _ensemble,
+    "self_training": _self_training,
+    "labeled_only": _labeled_only,
+    "export": _export,
+}
 
 
 def _trainer(place: Place) -> str:

@@ -33,10 +33,12 @@ def variables(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def nnunet_folders(folder: Path, *, results: Path | None = None, preprocessed: Path | None = None) -> Iterator[None]:
-    """nnU-Net's three folders inside ``folder``, made and named in its variables; two of them may lie elsewhere."""
+def nnunet_folders(
+    folder: Path, *, raw: Path | None = None, preprocessed: Path | None = None, results: Path | None = None
+) -> Iterator[None]:
+    """nnU-Net's three folders inside ``folder`` unless they are given, made and named in its variables."""
     places = {
-        "nnUNet_raw": folder / "nnUNet_raw",
+        "nnUNet_raw": raw or folder / "nnUNet_raw",
         "nnUNet_preprocessed": preprocessed or folder / "nnUNet_preprocessed",
         "nnUNet_results": results or folder / "nnUNet_results",
     }

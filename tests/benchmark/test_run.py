@@ -37,7 +37,8 @@ PROTOCOL: dict[str, Any] = {
     "steps_per_epoch": 2,
     "test_cases": 2,
     "validation_cases": 1,
-    "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1, "dualcl_exported": 1, "dualcl": 1},
+    "arms": {"stock": 1, "stock_all": 1, "stock_ensemble": 1, "self_training": 1}
+    | {"dualcl_exported": 1, "dualcl": 1, "dualcl_labeled_only": 1},
     "small_plans": {"patch_size": [8, 16, 16], "features": [3, 4, 5], "spacing_mm": [5.0, 3.0, 3.0]},
     "config": {"contrastive_samples": 32, "mirroring": False},
 }
@@ -45,9 +46,9 @@ PROTOCOL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six labeled phantoms and one without labels."""
+    """Six labeled phantoms and three without labels."""
     return write_phantom_dataset(
-        tmp_path_factory.mktemp("source"), dataset_id=1, labeled=6, validation=0, unlabeled=1, test=0
+        tmp_path_factory.mktemp("source"), dataset_id=1, labeled=6, validation=0, unlabeled=3, test=0
     )
 
 
@@ -124,10 +125,21 @@ def test_a_benchmark_from_scans_to_report_and_again(
     # the second training of self-training sees labels that its first one gave, and no others
     own = out / "jobs" / "self_training_2_0"
     (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
-    assert len(again["train"]) == 4
-    assert {path.name.removesuffix(".nii.gz") for path in (own / "pseudo_labels").glob("*.nii.gz")} == set(
-        again["train"]
-    ) - few
+    pseudo = {path.name.removesuffix(".nii.gz") for path in (own / "pseudo_labels").glob("*.nii.gz")}
+    assert set(again["train"]) == few | pseudo
+    assert [again["train"].count(case) for case in sorted(few)] == [2, 2]  # of four others: half of what is drawn
+    assert len(again["train"]) == 8
+    # the control trains on images of the labeled cases alone
+    own = out / "jobs" / "dualcl_labeled_only_2_0"
+    (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
+    assert set(again["train"]) == few
+    assert again["unlabeled"] == [f"{case}_again" for case in sorted(few)]
+    (checkpoint,) = own.glob("model/*/*/fold_0/checkpoint_final.pth")
+    assert set(torch.load(checkpoint, weights_only=False)["dualcl"]["seen"]) == few | set(again["unlabeled"])
+    (unlabeled,) = own.glob("nnUNet_preprocessed/*/*_unlabeled")
+    labeled = unlabeled.with_name(unlabeled.name.removesuffix("_unlabeled"))
+    for case in few:
+        assert (unlabeled / f"{case}_again.b2nd").read_bytes() == (labeled / f"{case}.b2nd").read_bytes()
     # one who only scores what another process trained leaves what that took as it was
     own = out / "jobs" / "stock_ensemble_2_0"
     first, second = (
