@@ -38,7 +38,9 @@ from nnunet_dualcl.benchmark.summary import (
     add_corrected,
     arm_rows,
     comparison_rows,
+    lacking_draws,
     notes,
+    of_draw,
     sections,
 )
 
@@ -112,7 +114,12 @@ def tables(name: str, results: Results, protocol: Protocol) -> str:
     for part in parts:
         heading = f"{protocol.title}: {part.labeled} labeled cases"
         lines += ["", f"### {heading}", "", f"![Dice by arm. {heading}]({_figure_file(name, part)})", ""]
-        lines += _arms_table(part, protocol)
+        lacking = lacking_draws(part)
+        lines += _arms_table([row for row in arm_rows(part) if row["arm"] not in lacking], protocol)
+        if lacking:
+            (draw, *_) = sorted(set(part.jobs.loc[part.jobs["arm"].isin(lacking), "draw"]))
+            lines += ["", f"Draw {draw} alone, for arms that lack others:", ""]
+            lines += _arms_table(arm_rows(of_draw(part, draw)), protocol)
         lines += ["", *_differences_table(compared[part.labeled], protocol)]
         lines += ["", *[f"- {note}" for note in notes(part, results)]]
     planned = {job.name for job in protocol.jobs()}
@@ -151,23 +158,24 @@ def _made_by(results: Results, protocol: Protocol) -> str:
     )
 
 
-def _arms_table(part: Section, protocol: Protocol) -> list[str]:
-    rows = arm_rows(part)
+def _arms_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[str]:
     labels = list(rows[0]["per_class"])
-    head = ["arm", "draws", "Dice", *labels, "HD95, mm", "surface Dice", "gap closed", "minutes", "memory, MiB"]
+    head = ["arm", "draws", "Dice", *labels, "HD95, mm", "its median", "surface Dice", "gap closed", "memory, MiB"]
     lines = [_row(head), _row(["---"] * len(head))]
     for row in sorted(rows, key=lambda row: row["dice"]):
         spread = f" ± {row['dice_sd']:.4f}" if math.isfinite(row["dice_sd"]) else ""
         gap = f"{row['gap_closed']:.0%}" if math.isfinite(row["gap_closed"]) else ""
+        if math.isfinite(row["gap_low"]) and row["gap_low"] < row["gap_high"]:  # not of the bounds themselves
+            gap += f" [{row['gap_low']:.0%}, {row['gap_high']:.0%}]"
         cells = [_title(row["arm"], protocol), len(row["draws"]), f"{row['dice']:.4f}{spread}"]
         cells += [f"{row['per_class'][label]['dice']:.3f}" for label in labels]
-        cells += [f"{row['hd95_mm']:.2f}", f"{row['nsd']:.3f}", gap]
-        lines.append(_row([*cells, f"{row['wall_seconds'] / 60:.0f}", f"{row['peak_memory_mib']:.0f}"]))
+        cells += [f"{row['hd95_mm']:.2f}", f"{row['hd95_median_mm']:.2f}", f"{row['nsd']:.3f}", gap]
+        lines.append(_row([*cells, f"{row['peak_memory_mib']:.0f}"]))
     return lines
 
 
 def _differences_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[str]:
-    """Each arm less each baseline: the draws pooled, and draw by draw where there are several."""
+    """Each arm less each baseline: the draws pooled where there are several, and draw by draw."""
     if not rows:
         return []
     draws = sorted({row["draw"] for row in rows if row["draw"] != POOLED})
@@ -177,7 +185,8 @@ def _differences_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) ->
         same = {row["draw"]: row for row in rows if all(row[key] == pooled[key] for key in ("arm", "baseline"))}
         by_draw = [_interval(same[draw]) if draw in same else "" for draw in draws]
         names = [_title(pooled[key], protocol) for key in ("arm", "baseline")]
-        lines.append(_row([*names, _interval(pooled), f"{pooled['corrected_p']:.2g}", *by_draw]))
+        pool = _interval(pooled) if len(same) > 2 else ""
+        lines.append(_row([*names, pool, f"{pooled['corrected_p']:.2g}", *by_draw]))
     return lines
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunet_dualcl.benchmark.results import CURVE_COLUMNS, PREDICTIONS_FOLDER, Results
-from nnunet_dualcl.benchmark.summary import POOLED, Section
+from nnunet_dualcl.benchmark.summary import POOLED, Section, lacking_draws
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import read_image
 from nnunet_dualcl.figures import PALETTE, overlay_figure, own_style
@@ -92,6 +92,7 @@ def overview(
     """Left, the mean Dice of every arm; right, what the focus arm has over each baseline and the others over it.
 
     A large dot is the mean over draws, with the 95 % interval where it is a difference; small ones are single draws.
+    Arms that lack draws come below the others, with the draws that they have.
 
     Args:
         section: whose arms are shown.
@@ -107,9 +108,13 @@ def overview(
     figure = Figure(figsize=(7 * halves, height), layout="constrained", facecolor="white")
     panels = figure.subplots(1, halves, squeeze=False)[0]
     by_draw = section.scores["dice"].groupby(["arm", "draw"]).mean()
-    for place, row in enumerate(ranked := sorted(arms, key=lambda row: row["dice"])):
+    lacking = lacking_draws(section)
+    ranked = sorted(arms, key=lambda row: (row["arm"] not in lacking, row["dice"]))
+    for place, row in enumerate(ranked):
         _draws_and_mean(panels[0], place, by_draw.loc[row["arm"]], row["dice"], styles[row["arm"]][0])
-    names = [titles.get(row["arm"], row["arm"]) for row in ranked]
+    if lacking:
+        panels[0].axhline(len(lacking) - 0.5, color="#222222", linewidth=0.8)
+    names = [titles.get(row["arm"], row["arm"]) + _only(row, lacking) for row in ranked]
     _rows_of(panels[0], names, [f"{row['dice']:.4f}" for row in ranked], "Dice, mean over labels and cases")
     if not pooled:
         return figure
@@ -171,6 +176,11 @@ def data_uri(figure: Figure) -> str:
     # without a value for Software, the version of matplotlib would be part of the file
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _only(row: Mapping[str, Any], lacking: Sequence[str]) -> str:
+    """After the name of an arm that lacks draws, those that it has."""
+    return f" (draw {', '.join(map(str, row['draws']))})" if row["arm"] in lacking else ""
 
 
 def _draws_and_mean(panel: Axes, place: int, draws: Iterable[float], mean: float, color: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ from nnunet_dualcl.evaluation.statistics import (
     PairedComparison,
     benjamini_hochberg,
     gap_closed,
+    gap_interval,
     paired_comparison,
     pooled_comparison,
 )
@@ -93,11 +94,26 @@ def sections(
     ]
 
 
+def of_draw(section: Section, draw: int) -> Section:
+    """The section with the jobs of one draw alone, and the arms that have any."""
+    jobs, cases, curves = (table[table["draw"] == draw] for table in (section.jobs, section.cases, section.curves))
+    there = set(jobs["arm"])
+    arms, compared = (tuple(arm for arm in names if arm in there) for names in (section.arms, section.compared))
+    return replace(section, arms=arms, compared=compared, jobs=jobs, cases=cases, curves=curves)
+
+
+def lacking_draws(section: Section) -> tuple[str, ...]:
+    """Arms with fewer draws than the one that has most; their means are not to be read beside the others'."""
+    counts = {arm: len(_draws(section, arm)) for arm in section.arms}
+    return tuple(arm for arm in section.arms if counts[arm] < max(counts.values()))
+
+
 def arm_rows(section: Section) -> list[dict[str, Any]]:
     """A row an arm: its draws, the mean of every metric over cases and draws, per class too, the gap, the costs.
 
     ``dice_sd`` is the standard deviation of the draws' means (divisor n - 1; NaN for one draw). The share of the gap
-    compares the arm with the lower bound over the draws that both have.
+    compares the arm with the lower bound over the draws that both have; ``gap_low`` and ``gap_high`` bound its 95 %
+    interval over cases. ``hd95_median_mm`` is the median over cases and labels, which a missed structure hardly moves.
     """
     by_draw = section.scores.groupby(["arm", "draw"]).mean()
     by_class = section.cases.groupby(["arm", "draw", "label"])[list(METRICS)].mean()
@@ -114,7 +130,8 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
                 "jobs": int((section.jobs["arm"] == arm).sum()),
                 **means.mean().to_dict(),
                 "dice_sd": float(means["dice"].std()),
-                "gap_closed": _gap_closed(section, by_draw["dice"], arm),
+                **_gap(section, arm),
+                "hd95_median_mm": float(section.cases.loc[section.cases["arm"] == arm, "hd95_mm"].median()),
                 "per_class": by_class.loc[arm].to_dict(orient="index"),
                 **costs.loc[arm].to_dict(),
             }
@@ -163,16 +180,7 @@ def notes(section: Section, results: Results) -> list[str]:
         for baseline in section.baselines
         if baseline not in section.arms
     ]
-    for arm in section.compared:
-        without: dict[str, list[str]] = {}
-        for baseline in section.opponents(arm):
-            missing = sorted(set(_draws(section, arm)) ^ set(_draws(section, baseline)))
-            if missing and baseline in section.arms:
-                without.setdefault(", ".join(map(str, missing)), []).append(f"'{baseline}'")
-        found += [
-            f"{here}: '{arm}' is not compared in draw {draws} with {', '.join(names)}; one of the two lacks it."
-            for draws, names in without.items()
-        ]
+    found += [f"{here}: {text}" for text in _uncompared(section)]
     found += [
         f"{here}: arms differ in {key}: {_grouped(section.jobs, key)}."
         for key in SAME_IN_ALL_ARMS
@@ -223,15 +231,38 @@ def _common_draws(section: Section, *arms: str) -> list[int]:
     return sorted(set.intersection(*(set(_draws(section, arm)) for arm in arms)))
 
 
-def _gap_closed(section: Section, dice: pd.Series, arm: str) -> float:
-    """``dice`` is indexed by arm and draw."""
+def _uncompared(section: Section) -> list[str]:
+    """Draws in which an arm or its opponent is missing; arms that lack the same ones in one sentence."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for arm in section.compared:
+        without: dict[str, list[str]] = {}
+        for baseline in section.opponents(arm):
+            missing = sorted(set(_draws(section, arm)) ^ set(_draws(section, baseline)))
+            if missing and baseline in section.arms:
+                without.setdefault(", ".join(map(str, missing)), []).append(f"'{baseline}'")
+        for draws, names in without.items():
+            alike.setdefault((draws, ", ".join(names)), []).append(f"'{arm}'")
+    return [
+        f"{', '.join(arms)} {'is' if len(arms) == 1 else 'are'} not compared in draw {draws} with {names}; one of the "
+        "two lacks it."
+        for (draws, names), arms in alike.items()
+    ]
+
+
+def _gap(section: Section, arm: str) -> dict[str, float]:
+    """Share of the gap and its interval; NaN where a bound is missing."""
+    nan = float("nan")
     if section.lower not in section.arms or section.upper not in section.arms:
-        return float("nan")
-    low, high, ours = dice.loc[section.lower], dice.loc[section.upper], dice.loc[arm]
+        return {"gap_closed": nan, "gap_low": nan, "gap_high": nan}
+    dice = section.scores["dice"]
+    ours, low, high = (dice.loc[name].unstack("draw") for name in (arm, section.lower, section.upper))
     if arm != section.upper:  # with all labels there is no draw to match
         draws = _common_draws(section, section.lower, arm)
-        low, ours = low.loc[draws], ours.loc[draws]
-    return gap_closed(float(ours.mean()), float(low.mean()), float(high.mean()))
+        ours, low = ours[draws], low[draws]
+    closed = gap_closed(*(float(table.mean().mean()) for table in (ours, low, high)))
+    cases = pd.concat([table.mean(axis=1) for table in (ours, low, high)], axis=1)
+    least, most = gap_interval(*cases.to_numpy().T)
+    return {"gap_closed": closed, "gap_low": least, "gap_high": most}
 
 
 def _grouped(jobs: pd.DataFrame, key: str) -> str:

@@ -113,6 +113,35 @@ def gap_closed(arm: float, lower: float, upper: float) -> float:
     return (arm - lower) / (upper - lower) if upper > lower else float("nan")
 
 
+def gap_interval(
+    arm: ArrayLike, lower: ArrayLike, upper: ArrayLike, *, seed: int = 0, resamples: int = 10000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of :func:`gap_closed` over cases, which all three keep or lose together.
+
+    NaN where some of the resamples leave no way to go, or there are fewer than two cases.
+
+    Args:
+        arm: scores, (cases,); a case that is NaN in any of the three is left out.
+        lower: the lower bound's, in the same order.
+        upper: the upper bound's.
+        seed: of the resampling.
+        resamples: number of bootstrap samples.
+    """
+    table = np.stack([np.asarray(scores, dtype=float) for scores in (arm, lower, upper)])
+    table = table[:, np.isfinite(table).all(axis=0)]
+    if table.shape[1] < 2:
+        return float("nan"), float("nan")
+
+    rng = np.random.default_rng(seed)
+    shares = []
+    for start in range(0, resamples, _BATCH):
+        chosen = rng.integers(table.shape[1], size=(min(_BATCH, resamples - start), table.shape[1]))
+        ours, low, high = table[:, chosen].mean(axis=-1)
+        shares.append((ours - low) / np.where(high > low, high - low, np.nan))
+    least, most = np.percentile(np.concatenate(shares), [2.5, 97.5])
+    return float(least), float(most)
+
+
 def _differences(ours: ArrayLike, baseline: ArrayLike) -> np.ndarray:
     """Ours minus the baseline's, (cases,); NaN where either is not finite."""
     a, b = np.asarray(ours, dtype=float), np.asarray(baseline, dtype=float)

@@ -91,10 +91,11 @@ def test_the_overview_shows_means_draws_and_intervals(tmp_path: Path) -> None:
     arms, rows = arm_rows(section), comparison_rows(section)
     figure = overview(section, arms, rows, arm_styles(section.arms), {"dualcl": "Dual$CL"})
     dice = dots(figure, 0)
-    assert list(dice) == ["without", "stock", "teacher", r"Dual\$CL", UPPER]  # the best one on top
+    # the best one on top, and below all what lacks draws
+    assert list(dice) == ["without (draw 0)", f"{UPPER} (draw 0)", "stock", "teacher", r"Dual\$CL"]
     np.testing.assert_allclose(dice[r"Dual\$CL"][0], [(0.65 + 0.70 + 0.80) / 3, (0.59 + 0.65 + 0.70) / 3])
     assert dice[r"Dual\$CL"][1] == [pytest.approx(0.6816666666666667)]
-    assert len(dice["without"]) == 1  # one draw, no small dots
+    assert len(dice["without (draw 0)"]) == 1  # one draw, no small dots
     shown = dots(figure, 1)
     assert list(shown) == [
         r"without less Dual\$CL", r"Dual\$CL less teacher", r"Dual\$CL less stock"

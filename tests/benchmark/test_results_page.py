@@ -61,6 +61,11 @@ def test_results_are_stored_without_volumes_and_shown_between_their_markers(
     # head and tail of cases 001 and 002, head alone of NA: (0.65 + 0.70 + 0.80) / 3 and (0.59 + 0.65 + 0.70) / 3
     assert "| DualCL | 2 | 0.6817 ± 0.0495 |" in shown
     assert "| DualCL | stock nnU-Net | +0.0" in shown
+    # the upper bound has one draw of two: it stands beside the others in that one, and not among the means
+    means, first = shown.split("Draw 0 alone, for arms that lack others:")
+    assert "stock nnU-Net, all labels" not in means
+    assert "| stock nnU-Net, all labels | 1 | 0.8867 |" in first
+    assert "| DualCL | 1 | 0.7167 |" in first
     assert "- Not run yet, 1 of 8 jobs: cps_3_0." in shown
     assert script.rewritten(shown, stores) == shown
 

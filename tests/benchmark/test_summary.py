@@ -13,7 +13,9 @@ from nnunet_dualcl.benchmark.summary import (
     add_corrected,
     arm_rows,
     comparison_rows,
+    lacking_draws,
     notes,
+    of_draw,
     sections,
     worst_and_median,
 )
@@ -108,6 +110,8 @@ def test_means_by_hand(tmp_path: Path) -> None:
     assert ours["per_class"]["head"]["dice"] == pytest.approx((0.70 + 0.75 + 0.80 + 0.64 + 0.70 + 0.70) / 6)
     assert ours["per_class"]["tail"]["dice"] == pytest.approx((0.60 + 0.65 + 0.54 + 0.60) / 4)
     assert ours["hd95_mm"] == pytest.approx(10 * (1 - np.mean(draws)))
+    # head and tail of both draws, ten values: 3.0 and 3.5 stand in the middle
+    assert ours["hd95_median_mm"] == pytest.approx((3.0 + 3.5) / 2)
     assert (ours["draws"], ours["jobs"]) == ([0, 1], 2)
     assert (ours["wall_seconds"], ours["peak_memory_mib"], ours["samples_per_second"]) == (110, 200.5, 8)
 
@@ -118,6 +122,10 @@ def test_the_gap_by_hand(tmp_path: Path) -> None:
     upper = (0.85 + 0.87 + 0.94) / 3
     assert rows["dualcl"]["gap_closed"] == pytest.approx((rows["dualcl"]["dice"] - lower) / (upper - lower))
     assert (rows["stock"]["gap_closed"], rows[UPPER]["gap_closed"]) == (0, 1)
+    # means over draws of 001, 002 and NA: 0.62, 0.675, 0.75 of dualcl, 0.56, 0.63, 0.78 of stock, 0.85, 0.87, 0.94
+    shares = [0.06 / 0.29, 0.045 / 0.24, -0.03 / 0.16]
+    assert rows["dualcl"]["gap_low"] == pytest.approx(min(shares))  # the same case three times, 1 in 27 resamples
+    assert rows["dualcl"]["gap_high"] == pytest.approx(max(shares))
 
 
 def test_the_gap_is_of_the_draws_that_both_have(tmp_path: Path) -> None:
@@ -176,6 +184,24 @@ def test_only_draws_that_both_have_are_compared(tmp_path: Path) -> None:
     assert "3 labeled: 'dualcl' is not compared in draw 0 with 'teacher'; one of the two lacks it." in notes_of(
         tmp_path
     )
+
+
+def test_arms_that_lack_draws_can_be_read_in_a_draw_that_all_have(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    for arm in ("cps", "without"):
+        write_job(tmp_path, arm, 3, 0, case_rows((0.5, 0.6, 0.7)))
+    section = the_section(tmp_path, order=("dualcl",))
+    assert lacking_draws(section) == ("cps", "without", UPPER)
+    first = of_draw(section, 0)
+    assert first.arms == section.arms
+    rows = by_arm(first)
+    assert rows["dualcl"]["dice"] == pytest.approx(2.15 / 3)
+    assert (rows["stock"]["draws"], rows["cps"]["draws"]) == ([0], [0])
+    assert of_draw(section, 1).arms == ("stock", "teacher", "dualcl")
+    assert notes(section, load_results(tmp_path)) == [
+        "3 labeled: 'cps', 'without' are not compared in draw 1 with 'stock', 'teacher', 'dualcl'; one of the two "
+        "lacks it."
+    ]
 
 
 # ---- what is missing or unequal

@@ -9,6 +9,7 @@ from nnunet_dualcl.evaluation.statistics import (
     PairedComparison,
     benjamini_hochberg,
     gap_closed,
+    gap_interval,
     paired_comparison,
     pooled_comparison,
 )
@@ -176,6 +177,23 @@ def test_a_comparison_not_made_is_not_counted() -> None:
     np.testing.assert_allclose(benjamini_hochberg([0.01, NAN, 0.04]), [0.02, NAN, 0.04])
     np.testing.assert_array_equal(benjamini_hochberg([NAN]), [NAN])
     assert benjamini_hochberg([]).shape == (0,)
+
+
+def test_the_interval_of_the_gap_resamples_the_three_together() -> None:
+    rng = np.random.default_rng(5)
+    lower = rng.uniform(0.5, 0.7, 40)
+    upper = lower + 0.2
+    assert gap_interval(lower + 0.1, lower, upper) == pytest.approx((0.5, 0.5))  # the same share in every case
+    ours = lower + rng.normal(0.1, 0.05, 40)
+    low, high = gap_interval(ours, lower, upper)
+    spread = 1.96 * (ours - lower).std(ddof=1) / np.sqrt(40) / 0.2
+    middle = (ours - lower).mean() / 0.2
+    assert (low, high) == pytest.approx((middle - spread, middle + spread), abs=0.02)
+    assert gap_interval(ours, lower, upper, seed=1) != (low, high)
+    missing = np.r_[ours, NAN], np.r_[lower, 0.1], np.r_[upper, 0.9]
+    assert gap_interval(*missing) == (low, high)
+    assert all(map(math.isnan, gap_interval([0.6], [0.5], [0.7])))
+    assert all(map(math.isnan, gap_interval(ours, upper, lower)))
 
 
 def test_gap_closed() -> None:
