@@ -179,14 +179,16 @@ def _differences_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) ->
     if not rows:
         return []
     draws = sorted({row["draw"] for row in rows if row["draw"] != POOLED})
-    head = ["arm", "less", "difference, pooled", "corrected p", *[f"draw {draw}" for draw in draws]]
+    several = len(draws) > 1
+    head = ["arm", "less", *(["difference, pooled"] if several else []), "corrected p"]
+    head += [f"draw {draw}" for draw in draws]
     lines = [_row(head), _row(["---"] * len(head))]
     for pooled in [row for row in rows if row["draw"] == POOLED]:
         same = {row["draw"]: row for row in rows if all(row[key] == pooled[key] for key in ("arm", "baseline"))}
         by_draw = [_interval(same[draw]) if draw in same else "" for draw in draws]
         names = [_title(pooled[key], protocol) for key in ("arm", "baseline")]
-        pool = _interval(pooled) if len(same) > 2 else ""
-        lines.append(_row([*names, pool, f"{pooled['corrected_p']:.2g}", *by_draw]))
+        pool = [_interval(pooled) if len(same) > 2 else ""] if several else []
+        lines.append(_row([*names, *pool, f"{pooled['corrected_p']:.2g}", *by_draw]))
     return lines
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import yaml
@@ -21,8 +22,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dualcl.benchmark.arms import ARMS
 from nnunet_dualcl.benchmark.protocol import Protocol
+from nnunet_dualcl.benchmark.results import load_results
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.evaluation.statistics import pooled_comparison
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -275,7 +278,8 @@ def test_costs_stand_in_the_result_files() -> None:
         assert f"| {title} | {slower}| {ratio[f'memory {name} / {space}']:.2f} |" in page
     times = [f"{ratio[f'dualcl / {other}']:.1f} times" for other in ("stock_step", "stock_twice_the_batch")]
     assert all(words in README.read_text(encoding="utf-8") for words in times)
-    assert f"({memory['bare_half'] / memory['stock_step']:.2f} times stock's memory on the same patches)" in page
+    said = f"({memory['bare_half'] / memory['stock_step']:.2f} times stock's memory on the same patches)"
+    assert said in re.sub(r"\s+", " ", page)
     for name in ("loader_wait", "loader_wait_small"):
         result = json.loads(read(f"benchmarks/results/{name}.json"))
         patch = "\N{MULTIPLICATION SIGN}".join(map(str, result["setting"]["patch"]))
@@ -339,7 +343,8 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     def dice_of(store: str, labeled: int) -> dict[str, float]:
         tables = read("docs/benchmarks.md").split(f"<!-- results of {store} -->")[1].split("<!-- end")[0]
         tables = tables.split(f": {labeled} labeled cases\n")[1].split("\n### ")[0]
-        return {arm: float(value) for arm, value in re.findall(r"^\| ([^|]+) \| \d \| (0\.\d{4})", tables, re.M)}
+        found = re.findall(r"^\| ([^|]+) \| \d \| (0\.\d{4})", tables, re.M)
+        return {arm: float(value) for arm, value in reversed(found)}  # the table of means comes first
 
     dice = dice_of("hippocampus_cpu", 5)
     text = re.sub(r"\s+", " ", README.read_text(encoding="utf-8"))
@@ -351,7 +356,8 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     few, ours, exported = (dice[arm] for arm in ("stock nnU-Net", "DualCL", "DualCL, exported: decoder A alone"))
     assert f"; with 10 labels {ours:.3f} ({exported:.3f}), stock {few:.3f}." in text
     dice = dice_of("hippocampus_gpu_short", 5)
-    assert f"5 labels, {dice['DualCL']:.3f}, stock {dice['stock nnU-Net']:.3f}." in text
+    said = "5 labels, {:.3f}, stock {:.3f} (all labels {:.3f})."
+    assert said.format(*(dice[arm] for arm in ("DualCL", "stock nnU-Net", "stock nnU-Net, all labels"))) in text
     dice = dice_of("openkbp_cpu", 6)
     few, ours, exported = dice["stock nnU-Net"], dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     everything = dice["stock nnU-Net, all labels"]
@@ -359,6 +365,36 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
         f"{ours:.3f} ({exported:.3f} exported), stock nnU-Net {few:.3f}; on all 50 labels {everything:.3f} in one draw."
     )
     assert said in text
+
+
+def test_distances_on_openkbp_are_those_of_the_stored_cases() -> None:
+    cases = load_results(ROOT / "benchmarks" / "results" / "openkbp_cpu").cases
+    cases = cases[cases["labeled"] == 6]
+    hd95 = cases.groupby(["arm", "draw", "case"])["hd95_mm"].mean()
+
+    def less(baseline: str, without: str = "") -> str:
+        def of(arm: str, draw: int) -> pd.Series:
+            return hd95.loc[arm, draw].drop(without, errors="ignore")
+
+        found = pooled_comparison({draw: (of("dualcl", draw), of(baseline, draw)) for draw in range(3)})
+        return f"{found.mean_difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    assert f"the mean does not: {less('stock')} mm against stock nnU-Net, {less('stock', 'kbp_173')} without" in page
+    assert f", and {less('dual_decoder')} mm against two decoders without unlabeled terms" in page
+    cords = cases[cases["label"] == "SpinalCord"].assign(far=lambda rows: rows["hd95_mm"] > 100)
+    far = 100 * cords.groupby(["arm", "draw"])["far"].mean()
+    ours, stock = far.loc["dualcl"], far.loc["stock"]
+    said = f"cords {min(ours):.0f} to {max(ours):.0f} % are off by more than 100 mm, of stock nnU-Net's"
+    assert f"{said} {min(stock):.0f} to {max(stock):.0f} % (with all labels" in page
+    stored = json.loads(read("benchmarks/results/openkbp_largest_component.json"))
+    after = {name: job["after"]["hd95_mm"] for name, job in stored["jobs"].items()}
+    said = "DualCL has a mean HD95 of {:.1f} and {:.1f} mm where stock nnU-Net has {:.1f} and {:.1f}: "
+    assert said.format(*(after[f"{arm}_6_{draw}"] for arm in ("dualcl", "stock") for draw in (1, 2))) in page
+    (row,) = [row for row in stored["differences"] if (row["arm"], row["when"]) == ("dualcl", "after")]
+    assert row["draws"] == [1, 2]
+    assert "{mean_difference:.1f} mm [{low:.1f}, {high:.1f}]".format(**row["hd95_mm"]) in page
+    assert f"the difference in Dice there is {row['dice']['mean_difference']:.4f}" in page
 
 
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
