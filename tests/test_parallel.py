@@ -1,5 +1,7 @@
 import os
+import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,27 @@ def test_a_case_that_kills_its_process_takes_no_other_along() -> None:
     outcomes = dict(results(work, {"a": 2, "dies": 13, "b": 4, "c": 5}, 2))
     assert isinstance(outcomes.pop("dies"), BrokenProcessPool)
     assert outcomes == {"a": 4, "b": 16, "c": 25}
+
+
+def noted(case: str, folder: str) -> int:
+    """The process that had the case. One kills its worker once another is at work, which then never ends by itself."""
+    begun = Path(folder, case).exists()
+    Path(folder, case).touch()
+    if case == "0":
+        while not Path(folder, "1").exists():
+            time.sleep(0.01)
+        os._exit(9)
+    while case == "1" and not begun:
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def test_after_a_killed_worker_only_what_was_at_work_is_run_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = dict(results(noted, {str(number): str(tmp_path) for number in range(12)}, 2))
+    assert isinstance(outcomes.pop("0"), BrokenProcessPool)
+    assert len(outcomes) == 11
+    outcomes.pop("1")
+    assert len(set(outcomes.values())) <= 2  # processes of one new pool
+    assert "2 case(s) were at work and are run again one by one, then the other 10" in capsys.readouterr().out
