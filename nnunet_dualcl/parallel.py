@@ -37,8 +37,7 @@ def results(
                 f"and are run again one by one, then the other {len(waiting)} as before."
             )
         for case in suspects:
-            for killer, error in (yield from _pooled(function, cases, deque([case]), 1)).items():
-                yield killer, error
+            yield from (yield from _pooled(function, cases, deque([case]), 1)).items()
 
 
 def _pooled(
