@@ -252,7 +252,8 @@ def preprocess_unlabeled(
     if remaining:
         _remove_leftovers(folder)
     if len(remaining) >= _MANY:
-        _check_room(folder, preprocessed_dataset_folder / manager.data_identifier, len(remaining))
+        new = sum(not (folder / f"{case}.b2nd").is_file() for case in remaining)  # the others take their old place
+        _check_room(folder, preprocessed_dataset_folder / manager.data_identifier, new)
         if beforehand is not None:
             tqdm.write(f"{beforehand}, run before the training on a machine without a GPU, keeps one from waiting.")
     show_progress = show_progress and bool(remaining)
@@ -279,13 +280,13 @@ def _shuffled(cases: CaseImages) -> CaseImages:
 
 
 def _check_room(folder: Path, labeled: Path, cases: int) -> None:
-    """Say how much the cases will take, going by the labeled ones; refuse where that is clearly not free."""
+    """Say how much so many new cases will take, going by the labeled ones; refuse where that is clearly not free."""
     finished = len(list(labeled.glob(f"[!.]*{PROPERTIES_ENDING}")))
-    if not finished:
+    if not finished or not cases:
         return
     needed = cases * sum(path.stat().st_size for path in labeled.glob("[!.]*")) / finished
     free = shutil.disk_usage(folder).free
-    numbers = f"{cases} unlabeled cases need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    numbers = f"{cases} new unlabeled cases need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     if free < _SURELY * needed:
         raise DualCLError(f"{folder}: {numbers}. Make room, or set nnUNet_preprocessed to another disk.")
     tqdm.write(f"{folder}: {numbers}.")

@@ -576,8 +576,14 @@ def test_the_disk_space_for_many_cases_is_told_and_asked_for_beforehand(
         preprocess_unlabeled(cases, make_plans(), "3d_fullres", DATASET_JSON, preprocessed, num_processes=1, **options)
 
     if free == 2**30:
-        with pytest.raises(DualCLError, match=f"{FOLDER}: 683 unlabeled cases need about 2.0 GiB, 1.0 GiB are free"):
+        with pytest.raises(
+            DualCLError, match=f"{FOLDER}: 683 new unlabeled cases need about 2.0 GiB, 1.0 GiB are free"
+        ):
             start()
+        for case in list(cases)[:400]:  # done before, as with --force
+            (preprocessed / FOLDER / f"{case}.b2nd").touch()
+        start()
+        assert "283 new unlabeled cases need about 0.8 GiB" in capsys.readouterr().out
         return
     start()
     assert "need about 2.0 GiB, 3.0 GiB are free" in (said := capsys.readouterr().out)
