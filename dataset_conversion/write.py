@@ -82,7 +82,8 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
 def _finished(plan: Plan, target: Path) -> dict[str, Record]:
     """Records of finished cases, by name, under the patient and place of now: other patients may have come between."""
     found = {}
-    for case in plan.cases:
+    # seconds, unless there are many large sources: their contents are read
+    for case in tqdm(plan.cases, desc="Comparing converted cases", unit="case", delay=5):
         record = read_record(target, case.name)
         if is_finished(record, target, case, len(plan.channels)):
             found[case.name] = replace(record, patient=case.patient, where=case.where)

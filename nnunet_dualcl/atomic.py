@@ -17,26 +17,25 @@ from filelock import FileLock, Timeout
 
 from nnunet_dualcl.errors import DualCLError
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
-def alone(path: Path, refusal: str, *, wait: bool = False) -> Iterator[None]:
+def alone(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock file ``path``, whose folder is made; a process that ends, however it ends, gives it back.
 
     On a disk that has no locks there is a warning instead.
 
     Args:
         refusal: what to say where another process holds it.
-        wait: for that process, instead of raising.
 
     Raises:
-        DualCLError: another process holds it, and ``wait`` is off.
+        DualCLError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a process that is killed
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=0)
     except Timeout:
         raise DualCLError(refusal) from None
     except OSError as error:
@@ -50,13 +49,19 @@ def alone(path: Path, refusal: str, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it takes the place of ``path``, on failure it goes."""
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it takes the place of ``path``, on failure it goes.
+
+    ``durable``: not before the disk has it, so that a crash of the machine leaves the old file or the new one, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # no process number: containers that share a disk have the same ones
     partial = path.with_name(_partial_name(path, uuid.uuid4().hex[:12]))
     try:
         yield partial
+        if durable:
+            with partial.open("rb+") as stream:
+                os.fsync(stream.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -64,6 +64,20 @@ def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path
     assert (tmp_path / "table.csv").read_text(encoding="utf-8") == "old"
 
 
+def test_a_durable_file_is_on_the_disk_before_it_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, calls = tmp_path / "checkpoint.pth", []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (calls.append(os.fstat(number).st_size), fsync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replaced"), replace(*paths)))
+    for durable in (True, False):
+        with replacing(target, durable=durable) as partial:
+            partial.write_bytes(b"whole")
+    assert calls == [5, "replaced", "replaced"]
+    assert target.read_bytes() == b"whole"
+
+
 def test_write_text_makes_folders_and_writes_utf8(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "note.txt"
     write_text(target, "Größe 3 µm\n")
@@ -97,7 +111,7 @@ def test_a_second_holder_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
             pass
     with pytest.raises(ValueError, match="in the middle"), alone(lock, ""):
         raise ValueError("in the middle")
-    with alone(lock, "", wait=True):
+    with alone(lock, ""):
         assert lock.is_file()
 
 
@@ -142,3 +156,17 @@ def test_a_disk_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.M
     with pytest.warns(UserWarning, match=r"work\.lock cannot be locked: .* Let no"), alone(tmp_path / "work.lock", ""):
         (tmp_path / "written").touch()
     assert (tmp_path / "written").is_file()
+
+
+def test_a_disk_without_flock_is_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre, unless it is mounted with them; lock files without flock would outlive a killed process."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"work\.lock cannot be locked: Function not implemented\. Let no"):
+            with alone(tmp_path / "work.lock", "held"), alone(tmp_path / "work.lock", "held"):
+                pass

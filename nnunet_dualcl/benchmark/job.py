@@ -116,15 +116,12 @@ class Place:
         return content
 
 
-def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
+def run(folder: Path, job: Job, device: str) -> None:
     """Run one job of a prepared benchmark in this process, unless it is finished.
 
     On the CPU ``nnUNet_n_proc_DA`` is 0 where it is not set: batches made in the training process come in the same
     order each time, and the same job gives the same weights up to rounding by nnU-Net's blur, which picks its algorithm
     by the clock. A GPU would wait for them.
-
-    Args:
-        wait: for another process that is at the job, instead of raising.
 
     Raises:
         DualCLError: no such arm, or another process is at the job.
@@ -133,7 +130,7 @@ def run(folder: Path, job: Job, device: str, *, wait: bool = False) -> None:
     place.protocol.arm(job.arm)  # an unknown one is refused before its folder is made
     workers = {"nnUNet_n_proc_DA": "0"} if device == "cpu" and "nnUNet_n_proc_DA" not in os.environ else {}
     refusal = f"Another process is at the job {place.own}. Wait for it, or end it."
-    with alone(place.own / _LOCK_FILE, refusal, wait=wait), variables(workers):
+    with alone(place.own / _LOCK_FILE, refusal), variables(workers):
         if not (place.own / JOB_FILE).is_file():
             with nnunet_folders(folder, results=place.own / "model"):
                 run_job(place)
@@ -280,7 +277,7 @@ def _labeled_only(place: Place) -> Trained:
 def _export(place: Place) -> Trained:
     """The stock model that ``dualcl export`` makes of the other arm's job, which is run first unless it is finished."""
     source = _exported(place)
-    run(source.folder, source.job, source.device, wait=True)
+    run(source.folder, source.job, source.device)
     fold = source.protocol.fold(source.job)
     checkpoints = list((source.own / "model").glob(f"*/*/fold_{fold}/checkpoint_final.pth"))
     if not checkpoints:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dualcl.data.splits import Split, write_splits
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import SPLITS_FILE, unlabeled_preprocessed_folder
+from nnunet_dualcl.parallel import results
+from nnunet_dualcl.preprocessing.one_case import PROPERTIES_ENDING, whole_case
 
 PseudoLabeled = Mapping[str, tuple[list[Path], Path]]
 """Image files and the file of predicted labels, by case."""
@@ -46,16 +51,29 @@ def with_pseudo_labels(
     the others; five true labels among a hundred predicted ones would hardly be seen.
     """
     target, configuration = _begun(source, ours, split)
-    manager = source.manager
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    for case, (images, labels) in sorted(pseudo.items()):
-        place = target / configuration.data_identifier / case
-        preprocessor.run_case_save(
-            str(place), [str(path) for path in images], str(labels), manager, configuration, dataset_json
-        )
+    work = partial(_preprocess, source, target / configuration.data_identifier, dataset_json)
+    for case, outcome in results(work, dict(sorted(pseudo.items())), default_num_processes):
+        if outcome is not None:
+            raise DualCLError(f"{case} cannot be preprocessed with its pseudo-labels: {outcome!r}") from outcome
     times = max(1, round(len(pseudo) / len(split["train"])))
     fold: Split = {"train": sorted([*split["train"] * times, *pseudo]), "val": split["val"]}
     write_splits(target / SPLITS_FILE, [fold], force=True)
+
+
+def _preprocess(
+    source: Source, folder: Path, dataset_json: dict[str, Any], case: str, pseudo: tuple[list[Path], Path]
+) -> None:
+    """One pseudo-labeled case, unless a process before has finished it."""
+    finished = folder / f"{case}{PROPERTIES_ENDING}"
+    if finished.is_file():
+        return
+    configuration = source.manager.get_configuration(source.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    images, labels = pseudo
+    with whole_case(folder, case, finished.is_file) as place:
+        preprocessor.run_case_save(
+            place, [str(path) for path in images], str(labels), source.manager, configuration, dataset_json
+        )
 
 
 def with_labeled_as_unlabeled(source: Source, ours: Path, split: Mapping[str, list[str]]) -> None:

@@ -68,7 +68,8 @@ def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
     write_splits(preprocessed / SPLITS_FILE, splits, force=True)
     report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)
     if report.failed:
-        raise DualCLError(f"Unlabeled cases that cannot be used: {report.failed}")
+        faults = first_few([f"{case} ({fault})" for case, fault in sorted(report.failed.items())], "; ")
+        raise DualCLError(f"{len(report.failed)} unlabeled case(s) of {source} cannot be used: {faults}. Mend them.")
     write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
 
 

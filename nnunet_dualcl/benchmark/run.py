@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -118,7 +118,9 @@ def run_benchmark(
     _keep_protocol(protocol_file, folder)
     with nnunet_folders(folder, results=folder / "unused"):
         prepare(protocol, source.resolve(), folder)
-    return run_jobs(folder, [job for job in protocol.jobs() if only is None or job.arm in only], device, engine)
+    jobs = [job for job in protocol.jobs() if only is None or job.arm in only]
+    exported = {job: replace(job, arm=arm) for job in jobs if (arm := protocol.arm(job.arm).exports)}
+    return run_jobs(folder, jobs, device, engine, exported=exported)
 
 
 def check_engine(engine: Engine, device: str) -> None:
@@ -129,6 +131,11 @@ def check_engine(engine: Engine, device: str) -> None:
         return
     if shutil.which("srun") is None or shutil.which("sbatch") is None:
         raise DualCLError("There is no Slurm here (srun and sbatch are not in PATH). Leave --cluster slurm out.")
+    if not {"timeout_min", "time"} & set(engine.slurm):
+        raise DualCLError(
+            "Jobs on Slurm need a time limit; without one submitit asks for 5 minutes. Add the minutes that the "
+            "partition allows: --slurm timeout_min=600"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         try:
             _executor(Path(scratch), "check", device, engine)
@@ -136,33 +143,55 @@ def check_engine(engine: Engine, device: str) -> None:
             raise DualCLError(f"--slurm: {error}") from None
 
 
-def run_jobs(folder: Path, jobs: Sequence[Job], device: str, engine: Engine, *, poll_seconds: float = 0.5) -> list[str]:
+def run_jobs(
+    folder: Path,
+    jobs: Sequence[Job],
+    device: str,
+    engine: Engine,
+    *,
+    exported: Mapping[Job, Job] | None = None,
+    poll_seconds: float = 0.5,
+) -> list[str]:
     """Run every job that is not finished; a failure stops no other job.
 
     An interrupt cancels the jobs in flight; repeat the call, and they go on from their last checkpoints.
 
+    Args:
+        exported: the job whose model each export takes; where both are to run, the export waits, and holds no slot.
+
     Returns:
-        Names of the jobs that failed.
+        Names of the jobs that failed, and of exports whose job failed.
     """
     waiting = [job for job in jobs if finished_seconds(folder, job.name) is None]
+    source_of = exported or {}
     slots: list[tuple[Job, Any] | None] = [None] * engine.at_once
-    failed = []
+    failed: list[str] = []
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="benchmark", unit="job") as progress:
+
+        def note_failure(job: Job, reason: str) -> None:
+            failed.append(job.name)
+            progress.write(f"FAILED {job.name}: {reason}")
+
         try:
             while waiting or any(slots):
                 changed = False
                 for slot, running in enumerate(slots):
                     if running is not None and running[1].done():
-                        name = running[0].name
-                        if finished_seconds(folder, name) is None:
-                            failed.append(name)
-                            progress.write(f"FAILED {name}: see {folder / JOBS_FOLDER / name / LOGS_FOLDER}")
+                        job = running[0]
+                        if finished_seconds(folder, job.name) is None:
+                            note_failure(job, f"see {folder / JOBS_FOLDER / job.name / LOGS_FOLDER}")
+                            for export in [each for each in waiting if source_of.get(each) == job]:
+                                waiting.remove(export)
+                                note_failure(export, f"not run, for it exports {job.name}")
+                                progress.update()
                         progress.update()
                         slots[slot] = running = None
                         changed = True
-                    if running is None and waiting:
-                        job = waiting.pop(0)
-                        slots[slot] = (job, _submit(folder, job, device, engine, slot))
+                    flying = [other[0] for other in slots if other is not None]
+                    ready = [job for job in waiting if source_of.get(job) not in (*flying, *waiting)]
+                    if running is None and ready:
+                        waiting.remove(ready[0])
+                        slots[slot] = (ready[0], _submit(folder, ready[0], device, engine, slot))
                         changed = True
                 flying = [running[0] for running in slots if running is not None]
                 if changed:  # the estimate reads every record, and a log file would get a line at each look

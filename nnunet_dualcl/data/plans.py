@@ -62,5 +62,14 @@ def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
 
 def preprocess_command(dataset: str, plans_name: str, configuration: str) -> str:
     """nnU-Net's command that makes the labeled cases of these plans; it takes the number of a ``DatasetXXX_NAME``."""
+    return f"nnUNetv2_preprocess -d {_number(dataset)} -plans_name {plans_name} -c {configuration}"
+
+
+def unlabeled_command(dataset: str, plans_name: str, configuration: str) -> str:
+    """The command that makes the unlabeled cases of these plans."""
+    return f"dualcl preprocess -d {_number(dataset)} -p {plans_name} -c {configuration}"
+
+
+def _number(dataset: str) -> str:
     number = re.match(r"Dataset(\d+)", dataset)
-    return f"nnUNetv2_preprocess -d {int(number[1]) if number else dataset} -plans_name {plans_name} -c {configuration}"
+    return str(int(number[1])) if number else dataset

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +18,12 @@ import nibabel
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dualcl.preprocessing.record import MADE_OF, identity
+from nnunet_dualcl.preprocessing.record import MADE_OF, changed, identity
 
 PROPERTIES_ENDING = ".pkl"
 """Properties move last, so a case whose properties file exists is complete."""
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,49 @@ class Job:
 
 
 def fault_of(job: Job, case: str, files: list[Path]) -> str | None:
-    """Preprocess one case, all of it or nothing; what is wrong with it, or None. Made for worker processes."""
+    """Preprocess one case, all of it or nothing; what is wrong with it, or None. Made for worker processes.
+
+    Raises:
+        OSError: no fault of the case; see :func:`of_the_disk`.
+    """
     printed = io.StringIO()  # nnU-Net's readers print the reason and raise an empty error
     try:
         with contextlib.redirect_stdout(printed):
             _preprocess_case(job, case, files)
     except Exception as error:
+        if of_the_disk(error):
+            raise
         names = ", ".join(str(path) for path in files)
         return f"{names}: {str(error).strip() or printed.getvalue().strip() or type(error).__name__}"
     sys.stdout.write(printed.getvalue())
     return None
 
 
+def of_the_disk(error: object) -> bool:
+    """Whether the disk is full, over its quota, read-only or gone, which every further case would meet, too."""
+    return isinstance(error, OSError) and error.errno in _DISK_FAULTS
+
+
+@contextlib.contextmanager
+def whole_case(folder: Path, case: str, is_finished: Callable[[], bool]) -> Iterator[str]:
+    """Yield where nnU-Net is to save a case; its files then move into ``folder``, unless it is finished by then."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{case}.partial-") as partial_folder:
+        try:
+            yield os.path.join(partial_folder, case)
+        except RuntimeError:  # all that blosc2 says of a full disk; this says it better
+            Path(partial_folder, "probe").write_bytes(bytes(2**20))
+            raise
+        if is_finished():
+            return
+        written = sorted(Path(partial_folder).iterdir(), key=lambda path: path.suffix == PROPERTIES_ENDING)
+        for path in written:
+            os.replace(path, folder / path.name)
+
+
 def _preprocess_case(job: Job, case: str, files: list[Path]) -> None:
     # folds that start together preprocess the same cases: what one has finished may be in use by its training
-    finished = job.folder / f"{case}{PROPERTIES_ENDING}"
-    if finished.is_file():
+    is_finished = partial(_is_finished, job.folder / f"{case}{PROPERTIES_ENDING}", files)
+    if is_finished():
         return
     plans_manager = PlansManager(job.plans)
     configuration = plans_manager.get_configuration(job.configuration)
@@ -60,20 +91,14 @@ def _preprocess_case(job: Job, case: str, files: list[Path]) -> None:
     preprocessor.run_case_npy = partial(
         _checked_run, preprocessor.run_case_npy, channels, len(configuration.patch_size), identity(files)
     )
-    with tempfile.TemporaryDirectory(dir=job.folder, prefix=f".{case}.partial-") as partial_folder:
+    with whole_case(job.folder, case, is_finished) as place:
         preprocessor.run_case_save(
-            os.path.join(partial_folder, case),
-            [str(path) for path in files],
-            None,
-            plans_manager,
-            configuration,
-            job.dataset_json,
+            place, [str(path) for path in files], None, plans_manager, configuration, job.dataset_json
         )
-        if finished.is_file():
-            return
-        written = sorted(Path(partial_folder).iterdir(), key=lambda path: path.suffix == PROPERTIES_ENDING)
-        for path in written:
-            os.replace(path, job.folder / path.name)
+
+
+def _is_finished(properties: Path, files: list[Path]) -> bool:
+    return properties.is_file() and not changed(properties, files)
 
 
 def _check_nifti_voxels(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -11,6 +12,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_dualcl.atomic import replacing
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PREPROCESSED_STAMP_FILE
 
@@ -78,14 +80,23 @@ def identity(files: Sequence[Path]) -> list[dict[str, Any]]:
 def changed(properties_file: Path, files: Sequence[Path]) -> bool:
     """Whether a preprocessed case was made of other images; contents are read where only the time differs.
 
-    Links to images that are not at hand (a disk that this machine has not) tell nothing, so the case counts as it is.
+    The time is then noted, so that the next call need not read them again. Links to images that are not at hand (a disk
+    that this machine has not) tell nothing, so the case counts as it is.
     """
     if not all(path.exists() for path in files):
         return False
     with properties_file.open("rb") as stream:
-        made_of = pickle.load(stream).get(MADE_OF, [])
+        properties = pickle.load(stream)
+    made_of = properties.get(MADE_OF, [])
     now = [(path.name, path.stat().st_size) for path in files]
     if now != [(image["name"], image["bytes"]) for image in made_of]:
         return True
-    touched = any(path.stat().st_mtime_ns != image["modified_ns"] for path, image in zip(files, made_of, strict=True))
-    return touched and [image["sha256"] for image in identity(files)] != [image["sha256"] for image in made_of]
+    if all(path.stat().st_mtime_ns == image["modified_ns"] for path, image in zip(files, made_of, strict=True)):
+        return False
+    found = identity(files)
+    if [image["sha256"] for image in found] != [image["sha256"] for image in made_of]:
+        return True
+    with contextlib.suppress(OSError):  # a finished folder may be read-only
+        with replacing(properties_file) as partial:
+            partial.write_bytes(pickle.dumps({**properties, MADE_OF: found}))
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
-from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans
+from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans, unlabeled_command
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
@@ -30,10 +31,16 @@ from nnunet_dualcl.layout import (
     unlabeled_preprocessed_folder,
 )
 from nnunet_dualcl.parallel import results
-from nnunet_dualcl.preprocessing.one_case import PROPERTIES_ENDING, Job, fault_of
+from nnunet_dualcl.preprocessing.one_case import PROPERTIES_ENDING, Job, fault_of, of_the_disk
 from nnunet_dualcl.preprocessing.record import changed, decisive_values, other_values, read_stamp, refuse_other_plans
 
 _LEFTOVER_SECONDS = 24 * 60 * 60
+
+_MANY = 10
+"""Cases from which on it is worth saying beforehand what they need."""
+
+_SURELY = 0.8
+"""Share of the estimated disk space that must be free; unlabeled scans may be smaller than labeled ones."""
 
 
 @dataclass
@@ -143,10 +150,13 @@ def ensure_unlabeled(
             preprocessed_dataset_folder,
             in_folder=_in_folder(raw, cases),
             num_processes=num_processes,
+            beforehand=unlabeled_command(preprocessed_dataset_folder.name, plans["plans_name"], configuration),
         )
         if report.failed:
-            faults = "; ".join(f"{case} ({fault})" for case, fault in sorted(report.failed.items()))
-            raise DualCLError(f"Unlabeled cases that cannot be used: {faults}. Mend them or take them out.")
+            faults = first_few([f"{case} ({fault})" for case, fault in sorted(report.failed.items())], "; ")
+            raise DualCLError(
+                f"{len(report.failed)} unlabeled case(s) cannot be used: {faults}. Mend them or take them out."
+            )
     return folder, names
 
 
@@ -193,16 +203,20 @@ def preprocess_unlabeled(
     num_processes: int,
     force: bool = False,
     show_progress: bool = True,
+    beforehand: str | None = None,
 ) -> PreprocessReport:
     """Preprocess ``cases`` into the folder beside the labeled ones; resumable, each case all or nothing.
 
-    A case whose images have changed since it was preprocessed is done anew.
+    A case whose images have changed since it was preprocessed is done anew. Processes may share the work: each goes
+    through the cases in an order of its own and passes over what another has finished.
 
     Args:
         in_folder: the cases of ``imagesUnlabeled``, recorded for machines without raw data; None leaves the record.
+        beforehand: a command to recommend where many cases are to be done.
 
     Raises:
-        DualCLError: the plans do not hold the configuration, or the folder was made with other plans.
+        DualCLError: the plans do not hold the configuration, the folder was made with other plans, or its disk is or
+            would be full.
     """
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
@@ -223,24 +237,34 @@ def preprocess_unlabeled(
     # a finished folder may be read-only; what an older stamp does not hold comes with the next change
     if force or stamp != {**decisive, **before}:
         write_text(folder / PREPROCESSED_STAMP_FILE, json.dumps(stamp, indent=1) + "\n")
-    report = PreprocessReport(folder)
+    remaining = {}
     # seconds, unless all files were copied and their contents have to be read
     compared = tqdm(cases.items(), desc="Comparing unlabeled images", delay=5, disable=not show_progress)
     for case, files in compared:
         properties = folder / f"{case}{PROPERTIES_ENDING}"
-        if properties.is_file() and changed(properties, files):
+        if not properties.is_file():
+            remaining[case] = files
+        elif changed(properties, files):
             tqdm.write(f"{case}: its images have changed since they were preprocessed; done anew.")
-            properties.unlink(missing_ok=True)  # by another training that started at the same time
-        elif properties.is_file():
-            report.skipped.append(case)
-    remaining = {case: files for case, files in cases.items() if case not in report.skipped}
+            remaining[case] = files
+    report = PreprocessReport(folder, skipped=[case for case in cases if case not in remaining])
     job = Job(plans, configuration, dataset_json, folder)
     if remaining:
         _remove_leftovers(folder)
+    if len(remaining) >= _MANY:
+        new = sum(not (folder / f"{case}.b2nd").is_file() for case in remaining)  # the others take their old place
+        _check_room(folder, preprocessed_dataset_folder / manager.data_identifier, new)
+        if beforehand is not None:
+            tqdm.write(f"{beforehand}, run before the training on a machine without a GPU, keeps one from waiting.")
     show_progress = show_progress and bool(remaining)
     with tqdm(total=len(remaining), desc="Preprocessing unlabeled cases", disable=not show_progress) as progress:
-        for case, fault in results(partial(fault_of, job), remaining, num_processes):
+        for case, fault in results(partial(fault_of, job), _shuffled(remaining), num_processes):
             progress.update()
+            if of_the_disk(fault):
+                raise DualCLError(
+                    f"{folder} cannot be written to, or images not be read: {fault}. Make room there, or mend the "
+                    f"disk, and repeat the command: what is finished is kept ({len(report.done)} cases now)."
+                )
             if fault is None:
                 report.done.append(case)
             else:  # an exception is the system's: a worker killed for lack of memory
@@ -248,6 +272,24 @@ def preprocess_unlabeled(
                 progress.write(f"FAILED {case}: {report.failed[case]}")
     report.done.sort()
     return report
+
+
+def _shuffled(cases: CaseImages) -> CaseImages:
+    """In an order of this process's own, whatever seed the training has: folds that start together share the work."""
+    return dict(random.Random().sample(list(cases.items()), len(cases)))
+
+
+def _check_room(folder: Path, labeled: Path, cases: int) -> None:
+    """Say how much so many new cases will take, going by the labeled ones; refuse where that is clearly not free."""
+    finished = len(list(labeled.glob(f"[!.]*{PROPERTIES_ENDING}")))
+    if not finished or not cases:
+        return
+    needed = cases * sum(path.stat().st_size for path in labeled.glob("[!.]*")) / finished
+    free = shutil.disk_usage(folder).free
+    numbers = f"{cases} new unlabeled cases need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    if free < _SURELY * needed:
+        raise DualCLError(f"{folder}: {numbers}. Make room, or set nnUNet_preprocessed to another disk.")
+    tqdm.write(f"{folder}: {numbers}.")
 
 
 def _remove_leftovers(folder: Path) -> None:

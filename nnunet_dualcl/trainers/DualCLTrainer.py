@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ from nnunet_dualcl.training.preflight import (
 )
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
+from nnunet_dualcl.training.ranks import of_rank_0
 from nnunet_dualcl.training.teacher import MovingAverageTeacher
 
 _JUDGE_EVERY = 25
@@ -56,6 +58,9 @@ _JUDGE_EVERY = 25
 
 _SKIPPED_AT_MOST = 10
 """Steps in a row whose loss may overflow in half precision; the gradient scaler skips them, as in nnU-Net."""
+
+_LATEST_SECONDS = 15 * 60
+"""Age of checkpoint_latest from which on it is saved at the next end of an epoch; nnU-Net saves it by epochs alone."""
 
 _NNUNET_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr")
 
@@ -296,16 +301,17 @@ class DualCLTrainer(nnUNetTrainer):
         if (split := read_split(base, self.fold)) is not None:
             self._check_validation(split["train"], split["val"])
         if self.config.uses_unlabeled:
-            with _rank_0_first(self.local_rank if self.is_ddp else None):
-                self.unlabeled_folder, self.unlabeled_keys = ensure_unlabeled(
-                    self.plans_manager.plans,
-                    self.configuration_name,
-                    self.dataset_json,
-                    base,
-                    self.fold,
-                    num_processes=default_num_processes,
-                    required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
-                )
+            prepare = partial(
+                ensure_unlabeled,
+                self.plans_manager.plans,
+                self.configuration_name,
+                self.dataset_json,
+                base,
+                self.fold,
+                num_processes=default_num_processes,
+                required=not self.label_manager.has_ignore_label,  # else unannotated voxels are unlabeled data
+            )
+            self.unlabeled_folder, self.unlabeled_keys = of_rank_0(self.local_rank if self.is_ddp else None, prepare)
             self.print_to_log_file(f"{len(self.unlabeled_keys)} unlabeled cases from {self.unlabeled_folder}")
         super().on_train_start()
         self.loss.num_halves = 2 if self.unlabeled_keys else 1
@@ -314,6 +320,7 @@ class DualCLTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.config.write_yaml(Path(self.output_folder) / CONFIG_FILE)
         self.print_to_log_file(f"DualCL configuration: {self.config.to_mapping()}", add_timestamp=False)
+        self._saved_latest = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
         """Count the steps of the epoch; without workers, draw as a training that is continued at this epoch does."""
@@ -440,7 +447,7 @@ class DualCLTrainer(nnUNetTrainer):
         values = dict(zip(TERMS + OBSERVATIONS, np.nanmean(outputs["terms"], 0), strict=True))
         weights = dict(zip(TERMS, outputs["weights"].mean(0), strict=True))
         row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, weights)
-        self.term_log.write(Path(self.output_folder))
+        self.term_log.write(Path(self.output_folder), last=self.current_epoch == self.num_epochs - 1)
         for logger in self.logger.loggers:
             for name in row:
                 logger.log(f"dualcl/{name}", row[name], self.current_epoch)
@@ -448,6 +455,16 @@ class DualCLTrainer(nnUNetTrainer):
         self.print_to_log_file(f"dualcl: {summary}")
 
     # ---- checkpoints
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's; ``checkpoint_latest`` is saved by the clock, too, or a job with a time limit may never get on."""
+        every: int = self.save_every  # type: ignore[has-type]
+        if time.monotonic() - self._saved_latest >= _LATEST_SECONDS:
+            self.save_every = 1
+        try:
+            super().on_epoch_end()
+        finally:
+            self.save_every = every
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with this package's state under ``dualcl``; replaced in one step."""
@@ -466,8 +483,10 @@ class DualCLTrainer(nnUNetTrainer):
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
         }
         remove_leftovers(Path(filename))
-        with replacing(Path(filename)) as partial:
-            torch.save(checkpoint, partial)
+        with replacing(Path(filename), durable=True) as unfinished:
+            torch.save(checkpoint, unfinished)
+        if Path(filename).name == "checkpoint_latest.pth":
+            self._saved_latest = time.monotonic()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue with the configuration stored in the checkpoint, whatever ``DUALCL_CONFIG`` says now."""
@@ -504,20 +523,6 @@ class DualCLTrainer(nnUNetTrainer):
             self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])
         self.seen = set(own.get("seen", ()))  # a checkpoint of an earlier release does not say
-
-
-@contextmanager
-def _rank_0_first(rank: int | None) -> Iterator[None]:
-    """Context that the other ranks of a distributed training enter once rank 0 has left it, be it hours later."""
-    if rank is None:
-        yield
-        return
-    patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
-    if rank != 0:
-        dist.barrier(patient)
-    yield
-    if rank == 0:
-        dist.barrier(patient)
 
 
 @contextmanager

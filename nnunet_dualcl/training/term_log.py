@@ -13,6 +13,9 @@ from nnunet_dualcl.figures import own_style
 from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
 from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 
+_FIRST_EPOCHS, _LATER_EVERY = 50, 10
+"""The picture is drawn in each of the first epochs and then every so often: with 1,000 rows it takes a second."""
+
 
 class TermLog:
     """Rows of a training so far; kept in the checkpoint, so that a resumed training continues them."""
@@ -31,11 +34,14 @@ class TermLog:
         return row
 
     @own_style()
-    def write(self, folder: Path) -> None:
-        """Write table and picture into ``folder``, each in one step."""
+    def write(self, folder: Path, *, last: bool = False) -> None:
+        """Write table and, where it is due or this is the ``last`` epoch, picture into ``folder``, each in one step."""
         if not self.rows:
             return
         write_table(folder / TERM_LOG_FILE, self.rows)
+        epochs = int(self.rows[-1]["epoch"]) + 1
+        if epochs > _FIRST_EPOCHS and epochs % _LATER_EVERY and not last:
+            return
         with replacing(folder / TERM_PICTURE_FILE) as partial:
             self.figure().savefig(partial, dpi=110, metadata={"Software": None})
 

@@ -18,10 +18,13 @@ import yaml
 from filelock import FileLock
 
 from nnunet_dualcl.benchmark import job as job_module
+from nnunet_dualcl.benchmark.job import Place
+from nnunet_dualcl.benchmark.own_data import with_pseudo_labels
 from nnunet_dualcl.benchmark.protocol import Job, Protocol
 from nnunet_dualcl.benchmark.results import finished_seconds, load_results
 from nnunet_dualcl.benchmark.run import Engine, _submit, run_benchmark, run_jobs, time_left
 from nnunet_dualcl.cli.main import main
+from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.training.environment import nnunet_folders
@@ -57,7 +60,8 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("nnUNet_def_n_proc", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    for module in ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunetv2.configuration"):
+    modules = ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunetv2.configuration")
+    for module in (*modules, "nnunet_dualcl.benchmark.own_data"):
         monkeypatch.setattr(f"{module}.default_num_processes", 1)
     threads = torch.get_num_threads()
     yield
@@ -68,6 +72,10 @@ def write(folder: Path, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**PROTOCOL, **changes}, sort_keys=False), encoding="utf-8")
     return path
+
+
+def place_of(raw: Path, case: str) -> str:
+    return "imagesTr" if (raw / "imagesTr" / f"{case}_0000.nii.gz").is_file() else "imagesUnlabeled"
 
 
 class Submitted:
@@ -113,7 +121,7 @@ def test_a_benchmark_from_scans_to_report_and_again(
     few, everything = (set(records[name]["split"]["train"]) for name in ("stock_2_0", "stock_all_all_0"))
     assert (len(few), len(everything)) == (2, 3)
     assert few < everything
-    # the exported model came first and had DualCL's job run, which was then finished
+    # the exported model is of DualCL's job, which was run before though the protocol names it later
     exported, trained = out / "jobs" / "dualcl_exported_2_0", records["dualcl_2_0"]
     assert records[exported.name] | {key: trained[key] for key in ("name", "arm", "title", "command", "started")} == (
         trained | {"trained_by": "dualcl_2_0"}
@@ -129,6 +137,19 @@ def test_a_benchmark_from_scans_to_report_and_again(
     assert set(again["train"]) == few | pseudo
     assert [again["train"].count(case) for case in sorted(few)] == [2, 2]  # of four others: half of what is drawn
     assert len(again["train"]) == 8
+    # a stop between its trainings does not preprocess those cases again
+    (folder,) = (path for path in own.glob("nnUNet_preprocessed/*/*") if (path / f"{min(pseudo)}.b2nd").is_file())
+    files = [path for case in pseudo for path in folder.glob(f"{case}*")]
+    assert len(files) == 3 * len(pseudo)
+    kept = {path: path.stat().st_mtime_ns for path in files}
+    (folder / f"{min(pseudo)}.pkl").unlink()
+    place = Place(Protocol.from_yaml(protocol), Job("self_training", 2, 0), out, "cpu")
+    images = {case: list_case_images(raw / place_of(raw, case), ".nii.gz")[case] for case in pseudo}
+    labeled = {case: (images[case], own / "pseudo_labels" / f"{case}.nii.gz") for case in pseudo}
+    with_pseudo_labels(place.source, place.own_preprocessed, place.split, labeled, place.dataset_json)
+    redone = {path.name.split(".")[0].removesuffix("_seg") for path in files if path.stat().st_mtime_ns != kept[path]}
+    assert redone == {min(pseudo)}
+    assert not list(folder.glob(".*"))
     # the control trains on images of the labeled cases alone
     own = out / "jobs" / "dualcl_labeled_only_2_0"
     (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
@@ -284,6 +305,36 @@ def test_as_many_jobs_fly_as_asked_for_and_finished_ones_are_left_alone(
     finish(tmp_path, JOBS[0], 60.0)
     assert run_jobs(tmp_path, JOBS, "cpu", Engine(at_once=2), poll_seconds=0) == ["stock_all_all_0"]
     assert seen == [("dualcl_2_0", 0, 1), ("dualcl_2_1", 1, 2), ("stock_all_all_0", 0, 2)]
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_an_export_waits_for_the_job_it_exports_and_holds_no_slot(
+    tmp_path: Path, succeeds: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On Slurm it would hold a GPU, and go on with the other's training where that is queued again."""
+    flying: list[tuple[str, Submitted]] = []
+    seen: list[tuple[str, list[str]]] = []
+
+    def submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Submitted:
+        seen.append((job.name, [name for name, entry in flying if entry.looks > 0]))
+        flying.append((job.name, Submitted(looks=3)))
+        if job.arm != "dualcl" or succeeds:
+            finish(folder, job, 60.0)
+        return flying[-1][1]
+
+    monkeypatch.setattr("nnunet_dualcl.benchmark.run._submit", submit)
+    export, source = Job("dualcl_exported", 2, 0), Job("dualcl", 2, 0)
+    alone = Job("two_exported", 2, 0)  # the other job is not to be run: it is finished, or run by the export
+    exported = {export: source, alone: Job("two", 2, 0)}
+    jobs = [export, source, alone]
+    failed = run_jobs(tmp_path, jobs, "cpu", Engine(at_once=3), exported=exported, poll_seconds=0)
+    first = [("dualcl_2_0", []), ("two_exported_2_0", ["dualcl_2_0"])]
+    if succeeds:
+        assert (failed, seen[:2], seen[2][0]) == ([], first, export.name)
+        assert "dualcl_2_0" not in seen[2][1]
+        return
+    assert (failed, seen) == (["dualcl_2_0", "dualcl_exported_2_0"], first)
+    assert "FAILED dualcl_exported_2_0: not run, for it exports dualcl_2_0" in capsys.readouterr().out
 
 
 def test_an_interrupt_cancels_what_flies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

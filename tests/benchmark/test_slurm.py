@@ -56,7 +56,16 @@ def test_a_job_outlasts_more_time_limits_than_submitit_allows_by_itself(tmp_path
 @pytest.mark.usefixtures("slurm")
 def test_a_parameter_that_slurm_does_not_have_is_refused() -> None:
     with pytest.raises(DualCLError, match="Unknown argument 'no_such'"):
-        check_engine(Engine("slurm", 1, {"no_such": 1}), "cuda")
+        check_engine(Engine("slurm", 1, {"no_such": 1, "timeout_min": 60}), "cuda")
+
+
+@pytest.mark.usefixtures("slurm")
+def test_jobs_without_a_time_limit_are_refused() -> None:
+    """They would get submitit's 5 minutes, and be queued again for ever."""
+    with pytest.raises(DualCLError, match=r"without one submitit asks for 5 minutes.* --slurm timeout_min=600"):
+        check_engine(Engine("slurm", 1, {"partition": "gpu"}), "cuda")
+    for limit in ({"timeout_min": 60}, {"time": "1-00:00:00"}):
+        check_engine(Engine("slurm", 1, limit), "cuda")
 
 
 def test_slurm_without_its_commands_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

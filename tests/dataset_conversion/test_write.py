@@ -659,6 +659,17 @@ def test_a_dry_run_writes_nothing_and_says_all(toy: Plan, tmp_path: Path) -> Non
     assert not (tmp_path / NAME).exists()
 
 
+def test_a_resumed_conversion_shows_how_far_its_comparison_is(
+    toy: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(toy, tmp_path / NAME, ALONE)
+    shown = []
+    bar = writer.tqdm
+    monkeypatch.setattr(writer, "tqdm", lambda *given, **how: (shown.append(how["desc"]), bar(*given, **how))[1])
+    write_dataset(toy, tmp_path / NAME, replace(ALONE, resume=True))
+    assert shown == ["Comparing converted cases", "Converting"]
+
+
 def test_a_killed_worker_fails_its_case_alone(toy: Plan, tmp_path: Path) -> None:
     dying = replace(toy.cases[0], load=partial(os._exit, 9))
     report = write_dataset(replace(toy, cases=(dying, *toy.cases[1:])), tmp_path / NAME, Options(processes=2))

@@ -78,6 +78,25 @@ def test_a_case_has_changed_with_names_sizes_or_contents_of_its_images_not_with_
     assert changed(properties, files)
 
 
+def test_contents_are_read_once_for_a_new_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, properties = tmp_path / "a_0000.nii", tmp_path / "a.pkl"
+    image.write_bytes(b"one")
+    properties.write_bytes(pickle.dumps({"spacing": [1, 2], "dualcl_images": identity([image])}))
+    os.utime(image, ns=(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunet_dualcl.preprocessing.record.replacing", read_only)
+        assert not changed(properties, [image])
+    assert not changed(properties, [image])
+    assert pickle.loads(properties.read_bytes()) == {"spacing": [1, 2], "dualcl_images": identity([image])}
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.record.identity", None)  # would fail
+    assert not changed(properties, [image])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pkl", "a_0000.nii"]
+
+
+def read_only(_: Path) -> Any:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_link_to_an_image_that_is_not_at_hand_is_no_change(tmp_path: Path) -> None:
     image, link, properties = tmp_path / "elsewhere.nii", tmp_path / "a_0000.nii", tmp_path / "a.pkl"
     image.write_bytes(b"one")

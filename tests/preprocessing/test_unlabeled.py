@@ -1,8 +1,11 @@
+import errno
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,8 +125,8 @@ def contents(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {case: (data[:].tobytes(), mask[:].tobytes(), known) for case, (data, mask, _, known) in cases.items()}
 
 
-def times(folder: Path, case: str) -> set[int]:
-    return {path.stat().st_mtime_ns for path in folder.glob(f"{case}*")}
+def times(folder: Path, files: str) -> set[int]:
+    return {path.stat().st_mtime_ns for path in folder.glob(f"{files}*")}
 
 
 def set_split(preprocessed: Path, **split: list[str]) -> None:
@@ -218,15 +221,15 @@ def test_force_redoes_every_case(preprocessed: Path) -> None:
 
 def test_a_case_whose_images_changed_is_done_anew(raw: Path, preprocessed: Path) -> None:
     folder = ensure(preprocessed)[0]
-    before, kept = contents(folder), times(folder, "u0")
+    before, kept = contents(folder), times(folder, "u0*.b2nd")
     image = raw / "imagesUnlabeled" / "u0_0000.nii.gz"
     os.utime(image, ns=(1, 1))  # copied, with the same content
     ensure(preprocessed)
-    assert times(folder, "u0") == kept
+    assert times(folder, "u0*.b2nd") == kept
     write_case(raw / "imagesUnlabeled", "u1", 99)
     ensure(preprocessed)
-    assert times(folder, "u0") == kept
-    assert [case for case, stored in contents(folder).items() if stored != before[case]] == ["u1"]
+    assert times(folder, "u0*.b2nd") == kept
+    assert [case for case, stored in contents(folder).items() if stored[:2] != before[case][:2]] == ["u1"]
     assert run().skipped == ["listed", "u0", "u1", "u2"]
 
 
@@ -265,9 +268,11 @@ def test_an_interrupt_keeps_finished_cases_and_leaves_no_partial_one(
     with pytest.raises(KeyboardInterrupt, match="third case"):
         run()
     folder = preprocessed / FOLDER
-    assert sorted(path.name for path in folder.glob("*.pkl")) == ["listed.pkl", "u0.pkl"]
-    assert not list(folder.glob(".*")) + list(folder.glob("u1*"))
-    assert run().done == ["u1", "u2"]
+    finished = {path.stem for path in folder.glob("*.pkl")}
+    assert len(finished) == 2
+    assert not list(folder.glob(".*"))
+    assert len(list(folder.iterdir())) == 7  # three files a case, and the stamp
+    assert set(run().done) == {"listed", "u0", "u1", "u2"} - finished
 
 
 def test_a_process_killed_between_two_files_of_a_case_leaves_it_unfinished(
@@ -286,7 +291,7 @@ def test_a_process_killed_between_two_files_of_a_case_leaves_it_unfinished(
         with pytest.raises(KeyboardInterrupt, match="third file"):
             run()
     assert [path.name for path in sorted((preprocessed / FOLDER).glob("u0*"))] == ["u0.b2nd", "u0_seg.b2nd"]
-    assert run().done == ["u0", "u1", "u2"]
+    assert "u0" in run().done
 
 
 def test_another_training_may_start_at_the_same_time(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,6 +484,122 @@ def test_ensure_preprocesses_what_is_missing_and_names_the_folds_cases(preproces
     kept = times(folder, "[lu]")
     assert ensure(preprocessed) == (folder, names)
     assert times(folder, "[lu]") == kept
+
+
+def test_processes_go_through_the_cases_in_orders_of_their_own(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds that start together would do the same case at the same time, each all of them."""
+    orders: list[list[str]] = []
+
+    def none_done(_: Any, cases: dict[str, list[Path]], processes: int) -> list[Any]:
+        orders.append(list(cases))
+        return []
+
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.unlabeled.results", none_done)
+    cases = {f"u{number:02d}": [] for number in range(40)}
+    for _ in range(2):
+        random.seed(7)  # as trainings are
+        preprocess_unlabeled(cases, make_plans(), "3d_fullres", DATASET_JSON, preprocessed, num_processes=1)
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(cases)
+
+
+def test_a_case_that_is_done_anew_stays_in_use_until_the_new_one_is_there(
+    raw: Path, preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another training may be reading it."""
+    folder = ensure(preprocessed)[0]
+    original, seen = DefaultPreprocessor.run_case_npy, []
+
+    def looks(*arguments: Any) -> Any:
+        seen.append((folder / "u1.pkl").is_file())
+        return original(*arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_npy", looks)
+    write_case(raw / "imagesUnlabeled", "u1", 99)
+    ensure(preprocessed)
+    ensure(preprocessed)  # which has nothing to do
+    assert seen == [True]
+
+
+# ---- the disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
+def test_a_fault_of_the_disk_stops_at_once(preprocessed: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, begun = DefaultPreprocessor.run_case_save, []
+
+    def second_fails(*arguments: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 2:
+            raise OSError(number, os.strerror(number))
+        return original(*arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", second_fails)
+    with pytest.raises(DualCLError, match=rf"{FOLDER} cannot be written .*{os.strerror(number)}.*\(1 cases now\)"):
+        ensure(preprocessed)
+    assert len(begun) == 2
+
+
+def test_a_full_disk_is_found_where_the_writer_does_not_say_so(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("Error while creating the NDArray")
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", fails)
+    assert set(run().failed) == {"listed", "u0", "u1", "u2"}
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DualCLError, match="No space left on device"):
+        run()
+
+
+@pytest.mark.parametrize("free", [3 * 2**30, 2**30])
+def test_the_disk_space_for_many_cases_is_told_and_asked_for_beforehand(
+    preprocessed: Path, free: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labeled = preprocessed / "lopsidedPlans_3d_fullres"
+    labeled.mkdir()
+    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl", "b.b2nd", "b.pkl"):
+        with (labeled / name).open("wb") as stream:
+            stream.truncate(2 * 2**20 if name.endswith(".b2nd") else 0)  # 3 MiB a case
+    unlabeled = "nnunet_dualcl.preprocessing.unlabeled"
+    monkeypatch.setattr(f"{unlabeled}.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(f"{unlabeled}.results", lambda *_: [])
+    cases: dict[str, list[Path]] = {f"u{number}": [] for number in range(683)}
+
+    def start(**options: Any) -> None:
+        preprocess_unlabeled(cases, make_plans(), "3d_fullres", DATASET_JSON, preprocessed, num_processes=1, **options)
+
+    if free == 2**30:
+        with pytest.raises(
+            DualCLError, match=f"{FOLDER}: 683 new unlabeled cases need about 2.0 GiB, 1.0 GiB are free"
+        ):
+            start()
+        for case in list(cases)[:400]:  # done before, as with --force
+            (preprocessed / FOLDER / f"{case}.b2nd").touch()
+        start()
+        assert "283 new unlabeled cases need about 0.8 GiB" in capsys.readouterr().out
+        return
+    start()
+    assert "need about 2.0 GiB, 3.0 GiB are free" in (said := capsys.readouterr().out)
+    assert "GPU" not in said
+    start(beforehand="dualcl preprocess -d 321")
+    assert "dualcl preprocess -d 321, run before the training" in capsys.readouterr().out
+
+
+def test_a_training_that_prepares_many_cases_names_the_command_for_it(
+    raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_dualcl.preprocessing.unlabeled._MANY", 4)
+    ensure(preprocessed)
+    assert "dualcl preprocess -d 321 -p lopsidedPlans -c 3d_fullres, run before" in capsys.readouterr().out
+    ensure(preprocessed)
+    assert "dualcl preprocess" not in capsys.readouterr().out
 
 
 def test_ensure_takes_a_folds_own_cases_only(preprocessed: Path) -> None:

@@ -31,7 +31,7 @@ OVERRIDDEN = {
     "__init__", "build_network_architecture", "initialize", "_build_loss", "set_deep_supervision_enabled",
     "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_dataloaders", "run_training",
     "configure_optimizers", "on_train_start", "on_train_epoch_start", "train_step",
-    "on_train_epoch_end", "perform_actual_validation", "save_checkpoint", "load_checkpoint",
+    "on_train_epoch_end", "on_epoch_end", "perform_actual_validation", "save_checkpoint", "load_checkpoint",
 }  # fmt: skip
 
 

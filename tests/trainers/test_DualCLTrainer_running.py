@@ -155,6 +155,27 @@ def test_an_interrupted_training_continues(train: Train, fold: Path, monkeypatch
     assert {len(values) for values in logged.values()} == {2}
 
 
+@pytest.mark.parametrize(("minutes", "saved"), [(15, True), (0, False)])
+def test_the_latest_checkpoint_is_saved_by_the_clock_too(
+    train: Train, fold: Path, minutes: int, saved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By nnU-Net's count alone, a job that is stopped in each 50 epochs starts over and over."""
+    start, end = nnUNetTrainer.on_train_epoch_start, nnUNetTrainer.on_epoch_end
+
+    def older(self: Any) -> None:
+        start(self)
+        self._saved_latest -= 60 * minutes
+
+    def stop(self: Any) -> None:
+        end(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", older)
+    monkeypatch.setattr(nnUNetTrainer, "on_epoch_end", stop)
+    assert train() == 130
+    assert (fold / "checkpoint_latest.pth").is_file() == saved
+
+
 # ---- another split, other plans, another process
 
 

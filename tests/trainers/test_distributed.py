@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nnunet_dualcl.networks import PREFIX_B, DualOutput
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.training import objective
 from nnunet_dualcl.training.problems import Problems
+from nnunet_dualcl.training.ranks import of_rank_0
 
 RANKS, STEPS = 2, 5
 COMMON = {
@@ -91,6 +93,7 @@ def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
             root / f"{form}_{rank}.pt",
         )
     torch.save(found_at_the_end(toy, configurations["teacher"], rank), root / f"end_{rank}.pt")
+    torch.save(told_by_rank_0(rank), root / f"told_{rank}.pt")
     torch.save(statistics(rank), root / f"statistics_{rank}.pt")
     torch.save(step_of_the_loss([rank], distributed=True), root / f"loss_{rank}.pt")
     dist.destroy_process_group()
@@ -116,6 +119,25 @@ def found_at_the_end(toy: Toy, configuration: str, rank: int) -> list[str]:
     trainer.save_checkpoint = save_slowly
     trainer.run_training()
     return sorted(path.name for path in Path(trainer.output_folder).glob("checkpoint_*"))
+
+
+def told_by_rank_0(rank: int) -> dict[str, Any]:
+    """What a rank gets of a preparation that succeeds, of one that the user can mend, and of one that breaks."""
+    begun: list[str] = []
+
+    def prepare(error: Exception | None = None) -> list[str]:
+        begun.append("on this rank")
+        if error is not None:
+            raise error
+        return ["case"]
+
+    got = of_rank_0(rank, prepare)
+    failures = []
+    for error in (DualCLError("No unlabeled case."), KeyError("spacing")):
+        with pytest.raises((DualCLError, KeyError)) as caught:
+            of_rank_0(rank, partial(prepare, error))
+        failures.append(repr(caught.value))
+    return {"got": got, "begun": len(begun), "failures": failures}
 
 
 def statistics(rank: int) -> dict[str, torch.Tensor]:
@@ -215,6 +237,12 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
         torch.testing.assert_close(single.loss.prototypes, ranks[0]["prototypes"], rtol=1e-3, atol=1e-4)
     for rank in range(RANKS):  # --val_best reads one on every rank
         assert torch.load(toy.root / f"end_{rank}.pt") == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    told = [torch.load(toy.root / f"told_{rank}.pt") for rank in range(RANKS)]
+    refused = "DualCLError('No unlabeled case.')"
+    assert told == [
+        {"got": ["case"], "begun": 3, "failures": [refused, "KeyError('spacing')"]},
+        {"got": ["case"], "begun": 0, "failures": [refused, "DualCLError(\"Rank 0 failed: KeyError('spacing')\")"]},
+    ]
     unequal = [torch.load(toy.root / f"statistics_{rank}.pt") for rank in range(RANKS)]
     assert torch.stack([rank["mean"] for rank in unequal]).mean() == pytest.approx((0 + 1 + 2 + 3 + 13) / 5)
     assert torch.stack([rank["lone"] for rank in unequal]).mean() == 3

@@ -63,3 +63,15 @@ def test_the_style_of_others_does_not_reach_the_picture(tmp_path: Path) -> None:
 def test_nothing_to_write_writes_nothing(tmp_path: Path) -> None:
     TermLog().write(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picture_is_drawn_less_often_later_and_at_the_end(tmp_path: Path) -> None:
+    log, picture = TermLog(), tmp_path / TERM_PICTURE_FILE
+    drawn = {}
+    for epoch in (48, 49, 50, 58, 59, 60, 61):
+        log.add(epoch, 1.0, values(0.3), dict.fromkeys(TERMS, 1.0))
+        log.write(tmp_path, last=epoch == 61)
+        drawn[epoch] = picture.is_file()
+        picture.unlink(missing_ok=True)
+    assert [epoch for epoch, there in drawn.items() if there] == [48, 49, 59, 61]
+    assert len(list(csv.DictReader((tmp_path / TERM_LOG_FILE).open(encoding="utf-8")))) == 7
