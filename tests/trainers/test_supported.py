@@ -27,8 +27,9 @@ from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
 from nnunet_dualcl.trainers.MeanTeacherTrainer import MeanTeacherTrainer
 from nnunet_dualcl.trainers.UAMTTrainer import UAMTTrainer
-from nnunet_dualcl.training.objective import TERMS
+from nnunet_dualcl.training import SemiSupervisedLoss
 
+TERMS = SemiSupervisedLoss.terms
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
 FULL = {"rampup_fraction": 0.0, "verification_on": "both", "verification_weight": 0.5, "unreliable_fraction_end": 0.2}
 CLASSES = {"background": 0, "left": 1, "right": 2}
