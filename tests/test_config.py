@@ -246,9 +246,7 @@ def test_a_preset_is_a_name_or_values_of_ones_own(tmp_path: Path) -> None:
     own = {"mixing": "none", "seed": 3}
     assert DualCLConfig.preset(own, seed=4) == DualCLConfig(mixing="none", seed=4)
     assert DualCLConfig.from_yaml(write(tmp_path / "c.yaml", "seed: 5\n"), preset=own).mixing == "none"
-    with pytest.raises(
-        DualCLError, match=r"no preset 'mean-teacher'\. Take one of dualcl, paper, .*cps, or"
-    ):
+    with pytest.raises(DualCLError, match=r"no preset 'mean-teacher'\. Take one of dualcl, paper, .*cps, or"):
         DualCLConfig.preset("mean-teacher")
     with pytest.raises(DualCLError, match=r"the preset \{'sed': 1\}: unknown key sed"):
         DualCLConfig.from_yaml(tmp_path / "c.yaml", preset={"sed": 1})
