@@ -341,8 +341,7 @@ class DualCLTrainer(nnUNetTrainer):
         self._stop_if_not_finite(result["loss"], batch)
         if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
-            weights = self.loss.weights
-            result["weights"] = np.array([weights[name] for name in self.loss.terms])
+            result["weights"] = np.array([self.loss.weights[name] for name in self.loss.terms])
         return result
 
     def _step(self, labeled: torch.Tensor, unlabeled: torch.Tensor | None, target: Any) -> dict[str, Any]:
@@ -409,19 +408,12 @@ class DualCLTrainer(nnUNetTrainer):
         return PseudoLabels(torch.where(known, truth, taught.labels), known | taught.reliable)
 
     def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """What the teacher says of images and where it is to be trusted; methods differ here.
+        """Labels and mask (B, P, *) of P problems for (B, channels, *) images: what the teacher says and where to trust it.
 
         Called at each step on unlabeled patches, before they are mixed, in the view that ``teacher_view`` says; and at
         every 25th step of an epoch (with an ignore label at each) on labeled ones, for the accuracy in the log.
-
-        Args:
-            images: (B, channels, *).
-
-        Returns:
-            Labels and mask (B, P, *) of P problems; see :class:`Problems`.
         """
-        labels: PseudoLabels = self.loss.pseudo_labels(self.teacher_logits(images))
-        return labels
+        return cast(PseudoLabels, self.loss.pseudo_labels(self.teacher_logits(images)))
 
     def teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         """The teacher's logits (B, heads, *) of (B, channels, *) images, the mean of its decoders, without gradient."""
@@ -452,14 +444,15 @@ class DualCLTrainer(nnUNetTrainer):
         if self.loss.last_values is None or self.local_rank != 0:
             return
         outputs = collate_outputs(train_outputs)
-        values = dict(zip(self.loss.terms + self.loss.observations, np.nanmean(outputs["terms"], 0), strict=True))
+        terms = np.ma.masked_where(np.isnan(outputs["terms"]), outputs["terms"]).mean(0).filled(np.nan)
+        values = dict(zip(self.loss.terms + self.loss.observations, terms, strict=True))
         weights = dict(zip(self.loss.terms, outputs["weights"].mean(0), strict=True))
         row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, weights)
         self.term_log.write(Path(self.output_folder))
         for logger in self.logger.loggers:
             for name in row:
                 logger.log(f"dualcl/{name}", row[name], self.current_epoch)
-        summary = ", ".join(f"{name} {row[name]:.4f}" for name in values)
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not np.isnan(value))
         self.print_to_log_file(f"dualcl: {summary}")
 
     # ---- checkpoints

@@ -34,6 +34,9 @@ from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 from nnunet_dualcl.training.sampling import at_voxels, draw_voxels
 
+_OF_TWO_DECODERS = ("supervised_b", "disagreement_share", "winner_is_a")
+"""Terms and observations that are NaN where one decoder trains."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -363,8 +366,10 @@ class SemiSupervisedLoss(nn.Module):
         device = self.prototypes.device
         if self.weights["contrastive"] > 0 and self._samples:
             self._move_prototypes()
-        nothing = torch.zeros((), device=device)
+        nothing, meaningless = torch.zeros((), device=device), torch.full((), torch.nan, device=device)
         values = {**self.values, "winner_is_a": self._a_wins.to(device)}
+        if not self.config.second_decoder:
+            values |= dict.fromkeys(_OF_TWO_DECODERS, meaningless)
         self.last_values = torch.stack([values.get(name, nothing).float() for name in self.terms + self.observations])
         self._begin_step()
 

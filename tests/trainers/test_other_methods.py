@@ -54,6 +54,8 @@ def test_it_trains_moves_what_it_should_and_logs(
     (row,) = csv.DictReader((Path(trainer.output_folder) / TERM_LOG_FILE).open())
     assert float(row["pseudo_label"]) > 0
     assert float(row["verification"]) == float(row["contrastive"]) == 0
+    meaningless = {name for name, value in row.items() if np.isnan(float(value))}
+    assert meaningless == (set() if method is CPSTrainer else {"supervised_b", "disagreement_share", "winner_is_a"})
 
 
 def test_uncertainty_is_the_entropy_of_the_mean_of_noisy_looks(
