@@ -408,7 +408,7 @@ class DualCLTrainer(nnUNetTrainer):
         return PseudoLabels(torch.where(known, truth, taught.labels), known | taught.reliable)
 
     def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """Labels and mask (B, P, *) of P problems for (B, channels, *) images: what the teacher says and where to trust it.
+        """Labels (B, P, *) of (B, channels, *) images, for P problems, and where to trust them; methods differ here.
 
         Called at each step on unlabeled patches, before they are mixed, in the view that ``teacher_view`` says; and at
         every 25th step of an epoch (with an ignore label at each) on labeled ones, for the accuracy in the log.
