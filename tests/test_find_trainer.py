@@ -17,9 +17,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     ours = "from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer as Base"
     stock = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base"
     places = [tmp_path / "first", tmp_path / "second"]
-    for place, trainers in zip(
-        places, ({"Mine": ours}, {"Mine": stock, "CPSTrainer": stock, "_Base": stock}), strict=True
-    ):
+    contents = ({"Mine": ours}, {"Mine": stock, "CPSTrainer": stock, "_Base": stock})
+    for place, trainers in zip(places, contents, strict=True):
         place.mkdir()
         for name, base in trainers.items():
             (place / f"{name}.py").write_text(f"{base}\n\n\nclass {name}(Base):\n    pass\n", encoding="utf-8")
@@ -40,9 +39,7 @@ def test_trainers_of_all_three_places_the_first_folder_first(
 
 
 def test_a_name_that_is_nowhere_is_refused_with_those_that_are_there(folders: list[Path]) -> None:
-    message = (
-        r"no trainer Mien\. Did you mean Mine\? .*first has Mine; .*second has CPSTrainer, Mine; .*missing has none\."
-    )
+    message = r"no trainer Mien\. Did you mean Mine\? .*first has Mine; .*second has CPSTrainer, Mine; .*has none\."
     with pytest.raises(DualCLError, match=message):
         find_trainer("Mien")
 
