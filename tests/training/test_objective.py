@@ -164,9 +164,10 @@ def test_total_is_the_sum_of_weight_times_term() -> None:
 
 
 class WithSharpness(SemiSupervisedLoss):
-    """A term of its own, on the unlabeled half."""
+    """A term of its own, on the unlabeled half, and an observation."""
 
     terms = (*SemiSupervisedLoss.terms, "sharpness")
+    observations = (*SemiSupervisedLoss.observations, "patches")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -174,6 +175,7 @@ class WithSharpness(SemiSupervisedLoss):
 
     def part(self, half: Half) -> dict[str, torch.Tensor]:
         parts = super().part(half)
+        self.values["patches"] = torch.tensor(len(half.logits[0]))
         return parts if half.supervised else {**parts, "sharpness": half.logits[0].float().square().mean()}
 
 
@@ -187,6 +189,7 @@ def test_a_term_of_a_subclass_is_weighted_and_logged() -> None:
     seen = dict(zip(loss.terms + loss.observations, loss.last_values.tolist(), strict=True))
     assert seen["sharpness"] == pytest.approx(output.logits_a[0][UNLABELED].square().mean().item())
     assert total.item() == pytest.approx(sum(seen[name] * weight for name, weight in loss.weights.items()), rel=1e-5)
+    assert seen["patches"] == 3  # of the half that came last
 
 
 def test_a_term_without_a_name_or_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
