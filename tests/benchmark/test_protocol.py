@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
-from nnunet_dualcl.benchmark.job import _batch_size
 from nnunet_dualcl.benchmark.prepare import check_source
 from nnunet_dualcl.benchmark.protocol import Job, Protocol, _shared_config
 from nnunet_dualcl.config import PRESETS, DualCLConfig
@@ -91,10 +88,6 @@ from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 class OwnConfig(DualCLConfig):
     own_weight: float = 0.5
 
-    @property
-    def uses_unlabeled(self):
-        return super().uses_unlabeled or self.own_weight > 0
-
 class OwnTrainer(DualCLTrainer):
     config_class = OwnConfig
     preset = {"mixing": "none", "own_weight": 0.25, "num_epochs": 7}
@@ -126,24 +119,6 @@ def test_a_variant_trains_a_trainer_of_ones_own_from_its_preset(
                                       arms={"mine": 1}))  # fmt: skip
     with pytest.raises(DualCLError, match=r"unknown key on_weight\. Did you mean own_weight"):
         check_source(faulty, tmp_path)
-
-
-def test_patches_a_step_follow_the_trainers_own_configuration(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    no_other_terms = {"arm": "dual_decoder", "trainer": "OwnTrainer"}
-    variants = {"mine": no_other_terms, "off": {**no_other_terms, "config": {"own_weight": 0.0}},
-                "plain": {"arm": "dualcl", "trainer": "nnUNetTrainerNoMirroring"}}  # fmt: skip
-    protocol = Protocol.from_yaml(write(tmp_path, variants=variants, arms=dict.fromkeys([*variants, "dualcl"], 1)))
-    (tmp_path / "OwnTrainer.py").write_text(OWN_TRAINER, encoding="utf-8")
-    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
-    shutil.copy(toy.preprocessed / "toyPlans.json", tmp_path / "nnUNetPlans.json")
-    planned = toy.plans()["configurations"]["3d_fullres"]["batch_size"]
-    for arm, times in {"mine": 2, "off": 1, "plain": 1, "dualcl": 2}.items():
-        place: Any = SimpleNamespace(
-            protocol=protocol, arm=protocol.arm(arm), job=Job(arm, 3, 0), preprocessed=tmp_path
-        )
-        assert _batch_size(place) == times * planned, arm
 
 
 def test_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> None:
