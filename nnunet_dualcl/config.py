@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,6 +19,12 @@ from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import CONFIG_VARIABLE
 from nnunet_dualcl.yaml_file import read_mapping
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Preset = str | Mapping[str, Any]
+"""A key of ``PRESETS``, or values of one's own."""
 
 _NO_TERMS = {"pseudo_label_weight": 0.0, "verification_weight": 0.0, "contrastive_weight": 0.0}
 
@@ -52,7 +58,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         },
     }
 )
-"""Named sets of values that differ from the defaults; trainers and the benchmark's arms start from them."""
+"""Named sets of values that differ from the defaults; trainers start from them."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,11 @@ class DualCLConfig:
     """Settings of one training. Variants are ``dataclasses.replace(config, field=value)``.
 
     The fields up to ``mirroring`` set what nnU-Net has as well; the rest belong to this package.
-    Weights multiply terms as in ``docs/method.md``. All values are checked on construction.
+    Weights multiply terms as in ``docs/method.md``. All values are checked on construction. A dataclass that inherits
+    from it adds fields of its own: bool, int, float or str, one of these or None, or a ``Literal`` of texts.
     """
+
+    _hints: ClassVar[Mapping[str, Any]]
 
     num_epochs: int = 1000
     """Epochs (nnU-Net's default)."""
@@ -138,10 +147,13 @@ class DualCLConfig:
     rampup_fraction: float = 0.4
     """t_r as a share of all steps: L_u and L_c reach full weight there (Laine & Aila, arXiv 1610.02242)."""
 
+    def __init_subclass__(cls) -> None:
+        cls._hints = get_type_hints(cls)  # now: nnU-Net forgets modules of nnUNet_extTrainer once it has the trainer
+
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
+            value = _checked(field.name, getattr(self, field.name), self._hints[field.name])
+            object.__setattr__(self, field.name, value)
         at_least = {
             "num_epochs": 1,
             "num_iterations_per_epoch": 1,
@@ -220,27 +232,31 @@ class DualCLConfig:
         return labels_matter and self.pseudo_label_source == "teacher"
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> DualCLConfig:
-        """One of ``PRESETS``, with ``overrides`` on top."""
-        return cls(**{**PRESETS[name], **overrides})
+    def preset(cls, preset: Preset, **overrides: Any) -> Self:
+        """One of ``PRESETS``, or a mapping of other values, with ``overrides`` on top.
+
+        Raises:
+            DualCLError: no such preset, or a wrong key or value.
+        """
+        return cls.from_mapping({**preset_values(preset), **overrides}, source=f"the preset {preset}")
 
     @classmethod
-    def paper(cls, **overrides: Any) -> DualCLConfig:
+    def paper(cls, **overrides: Any) -> Self:
         """The terms as the paper has them, on two decoders: no teacher, no mixing, one quantile for all voxels."""
         return cls.preset("paper", **overrides)
 
     @classmethod
-    def supervised(cls, **overrides: Any) -> DualCLConfig:
+    def supervised(cls, **overrides: Any) -> Self:
         """Both decoders, no term beyond the supervised ones."""
         return cls.preset("supervised", **overrides)
 
     @classmethod
-    def stock(cls, **overrides: Any) -> DualCLConfig:
+    def stock(cls, **overrides: Any) -> Self:
         """Decoder A only: training is stock nnU-Net's."""
         return cls.preset("stock", **overrides)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> DualCLConfig:
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> Self:
         """Build from plain values, refusing unknown keys and wrong types.
 
         Raises:
@@ -258,16 +274,17 @@ class DualCLConfig:
             raise DualCLError(f"{source}: {error}") from None
 
     @classmethod
-    def from_yaml(cls, path: Path, *, preset: str = "dualcl") -> DualCLConfig:
+    def from_yaml(cls, path: Path, *, preset: Preset = "dualcl") -> Self:
         """Read a YAML file of ``key: value`` lines; keys left out keep the values of ``preset``.
 
         Raises:
             DualCLError: the file is missing, no YAML, no mapping, or holds a wrong key or value or one key twice.
         """
-        return cls.from_mapping({**PRESETS[preset], **read_mapping(path, "configuration")}, source=str(path))
+        cls.preset(preset)  # a fault in it is not the file's
+        return cls.from_mapping({**preset_values(preset), **read_mapping(path, "configuration")}, source=str(path))
 
     @classmethod
-    def from_environment(cls, *, preset: str = "dualcl") -> DualCLConfig:
+    def from_environment(cls, *, preset: Preset = "dualcl") -> Self:
         """The file named by ``DUALCL_CONFIG``, or the preset where the variable is not set."""
         path = os.environ.get(CONFIG_VARIABLE)
         return cls.from_yaml(Path(path), preset=preset) if path else cls.preset(preset)
@@ -279,6 +296,20 @@ class DualCLConfig:
     def write_yaml(self, path: Path) -> None:
         """Write all fields in one step."""
         write_text(path, yaml.safe_dump(self.to_mapping(), sort_keys=False))
+
+
+DualCLConfig._hints = get_type_hints(DualCLConfig)
+
+
+def preset_values(preset: Preset) -> Mapping[str, Any]:
+    """Values that differ from the defaults; a :class:`DualCLError` where no preset has this name."""
+    if not isinstance(preset, str):
+        return preset
+    if preset not in PRESETS:
+        raise DualCLError(
+            f"There is no preset {preset!r}. Take one of {', '.join(PRESETS)}, or give a mapping of values of your own."
+        )
+    return PRESETS[preset]
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -303,5 +334,6 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     if hint is float and fits:
         fits = math.isfinite(value)
-    _require(fits, name, value, {int: "a whole number", float: "a finite number", bool: "true or false"}[hint])
+    allowed = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+    _require(fits, name, value, allowed[hint])
     return value

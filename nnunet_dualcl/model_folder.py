@@ -65,6 +65,11 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
         )
 
 
+def scored_with_both_decoders(checkpoint: Path) -> bool:
+    """Whether validation of this training averaged the decoders, which an export does not."""
+    return bool(_read(checkpoint)["dualcl"]["config"]["prediction"] == "mean")
+
+
 def refuse_other_meaning(
     checkpoint: Mapping[str, Any],
     plans: Mapping[str, Any],

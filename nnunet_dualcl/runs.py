@@ -61,7 +61,7 @@ def train(
         DualCLError: ``config_file`` exists and holds another configuration; what was trained with it would be taken
             for this training's.
     """
-    if config_file.is_file() and DualCLConfig.from_yaml(config_file) != config:
+    if config_file.is_file() and type(config).from_yaml(config_file) != config:
         raise DualCLError(
             f"{config_file} belongs to trainings with another configuration. Choose another folder, or delete this one."
         )

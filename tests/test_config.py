@@ -1,5 +1,7 @@
 import dataclasses
+import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,42 @@ def test_the_plain_values_survive_a_checkpoint(tmp_path: Path) -> None:
     config = DualCLConfig(seed=5, prediction="a")
     torch.save(config.to_mapping(), tmp_path / "c.pth")
     assert DualCLConfig.from_mapping(torch.load(tmp_path / "c.pth", weights_only=True)) == config
+
+
+def test_a_preset_is_a_name_or_values_of_ones_own(tmp_path: Path) -> None:
+    own = {"mixing": "none", "seed": 3}
+    assert DualCLConfig.preset(own, seed=4) == DualCLConfig(mixing="none", seed=4)
+    assert DualCLConfig.from_yaml(write(tmp_path / "c.yaml", "seed: 5\n"), preset=own).mixing == "none"
+    with pytest.raises(DualCLError, match=r"no preset 'mean-teacher'\. Take one of dualcl, paper, .*cps, or"):
+        DualCLConfig.preset("mean-teacher")
+    with pytest.raises(DualCLError, match=r"the preset \{'sed': 1\}: unknown key sed"):
+        DualCLConfig.from_yaml(tmp_path / "c.yaml", preset={"sed": 1})
+
+
+def test_a_dataclass_that_inherits_has_fields_of_its_own_also_once_its_module_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nnU-Net does with modules of nnUNet_extTrainer."""
+    lines = [
+        "from __future__ import annotations",
+        "from dataclasses import dataclass",
+        "from typing import Literal",
+        "from nnunet_dualcl.config import DualCLConfig",
+        "@dataclass(frozen=True)",
+        "class OwnConfig(DualCLConfig):",
+        "    shape: Literal['linear', 'flat'] = 'linear'",
+        "    note: str = ''",
+        "    share: float | None = None",
+    ]
+    write(tmp_path / "own_config_of_a_test.py", "\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_config_of_a_test").OwnConfig
+    del sys.modules["own_config_of_a_test"]
+    config = own.from_yaml(write(tmp_path / "c.yaml", "share: 1\nnote: mine\nseed: 3\n"), preset="cps")
+    assert type(config) is own
+    assert (config.share, config.note, config.seed, config.mixing, config.shape) == (1.0, "mine", 3, "none", "linear")
+    assert own.from_mapping(config.to_mapping()) == config
+    with pytest.raises(DualCLError, match="shape must be one of linear, flat, got 'round'"):
+        own(shape="round")
+    with pytest.raises(DualCLError, match="note must be text, got 3"):
+        own(note=3)

@@ -19,7 +19,7 @@ class Arm:
     Attributes:
         title: for tables.
         trainer: class name.
-        config: fields of ``DualCLConfig`` that differ from its defaults.
+        config: settings that differ from the trainer's preset.
         labels: whether the arm sees the few labels or those of the whole pool, less its validation cases.
         procedure: one training; two of other seeds whose predictions are averaged; training, labeling the unlabeled
             cases with it, and training anew on all of them, half of the patches from labeled ones; one training whose
@@ -41,14 +41,14 @@ ARMS: Mapping[str, Arm] = {
     "stock_ensemble": Arm("two stock nnU-Nets", STOCK_TRAINER, procedure="ensemble"),
     "self_training": Arm("stock self-training", STOCK_TRAINER, procedure="self_training"),
     "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),
-    "mean_teacher": Arm("Mean Teacher", "MeanTeacherTrainer", PRESETS["mean_teacher"]),
+    "mean_teacher": Arm("Mean Teacher", "MeanTeacherTrainer"),
     "mean_teacher_mixing": Arm(
         "Mean Teacher with copy-paste",
         "MeanTeacherTrainer",
-        {**PRESETS["mean_teacher"], "mixing": "copy_paste", "pseudo_label_loss": "dice_ce"},
+        {"mixing": "copy_paste", "pseudo_label_loss": "dice_ce"},
     ),
-    "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer", PRESETS["mean_teacher"]),
-    "cps": Arm("Cross pseudo supervision", "CPSTrainer", PRESETS["cps"]),
+    "ua_mt": Arm("Uncertainty-aware Mean Teacher", "UAMTTrainer"),
+    "cps": Arm("Cross pseudo supervision", "CPSTrainer"),
     "dualcl": Arm("DualCL"),
     "dualcl_exported": Arm("DualCL, exported: decoder A alone", procedure="export", exports="dualcl"),
     "dualcl_labeled_only": Arm("DualCL, labeled scans in place of unlabeled ones", procedure="labeled_only"),

@@ -46,6 +46,7 @@ from nnunet_dualcl.data.cases import list_case_images, read_split
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.export import export_stock_model
+from nnunet_dualcl.find_trainer import find_trainer, reads_config
 from nnunet_dualcl.layout import IMAGES_UNLABELED, STOCK_TRAINER
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
@@ -194,7 +195,7 @@ def _train(
 ) -> Trained:
     """One training of the job's arm in ``at``, from the job's seed plus ``seed``, on data of its own where given."""
     protocol = place.protocol
-    config = protocol.training_config(place.arm.config, draw=place.job.draw + seed)
+    config = protocol.training_config(place.arm, draw=place.job.draw + seed)
     fold = protocol.fold(place.job) if fold is None else fold
     folders = nnunet_folders(place.folder, results=place.own / at, raw=raw, preprocessed=preprocessed)
     with folders, _noted(place, at):
@@ -307,7 +308,7 @@ _PROCEDURES: Mapping[Procedure, Callable[[Place], Trained]] = {
 def _trainer(place: Place) -> str:
     """Ours read from their configuration whether to mirror; of nnU-Net's, another one is taken."""
     trainer = place.arm.trainer
-    mirrors = place.protocol.training_config({}, draw=0).mirroring
+    mirrors = place.protocol.training_config(place.arm, draw=0).mirroring
     return f"{trainer}NoMirroring" if trainer == STOCK_TRAINER and not mirrors else trainer
 
 
@@ -324,8 +325,8 @@ def _batch_size(place: Place) -> int:
     protocol, arm = place.protocol, place.arm
     plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
     planned: int = plans.get_configuration(protocol.configuration).batch_size
-    config = protocol.training_config(arm.config, draw=place.job.draw)
-    if arm.trainer == STOCK_TRAINER or not config.uses_unlabeled or config.split_batch:
+    config = protocol.training_config(arm, draw=place.job.draw)
+    if not reads_config(find_trainer(arm.trainer)) or not config.uses_unlabeled or config.split_batch:
         return planned
     return planned + (config.unlabeled_batch_size or planned)
 
@@ -339,7 +340,7 @@ def _hardware(device: str) -> str:
 def _record(place: Place, begun: dict[str, Any], labels: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
-    config = protocol.training_config(arm.config, draw=job.draw)
+    config = protocol.training_config(arm, draw=job.draw)
     folder_of_unlabeled = list_case_images(place.raw / IMAGES_UNLABELED, place.dataset_json["file_ending"])
     return {
         "name": job.name,

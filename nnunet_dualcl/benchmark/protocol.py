@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
 from nnunet_dualcl.benchmark.results import ALL_LABELED
-from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.config import DualCLConfig, preset_values
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.find_trainer import find_trainer, packaged_trainers
+from nnunet_dualcl.layout import STOCK_TRAINER
 from nnunet_dualcl.small_plans import check_small_plans
 from nnunet_dualcl.yaml_file import read_mapping
 
@@ -71,7 +73,8 @@ class Protocol:
     dataset_json: Mapping[str, Any] = field(default_factory=dict)
     """``channel_names``, ``labels`` and ``file_ending`` of a source that has no ``dataset.json``."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arms of the protocol's own: name -> ``arm``, which they start from, and ``config`` on top of its settings."""
+    """Arms of the protocol's own: name -> ``arm``, which they start from; ``trainer`` in the place of its trainer, also
+    one of a folder in ``nnUNet_extTrainer``; ``config`` on top of its settings; ``title``."""
     score: Literal["test", "validation"] = "test"
     """The cases that are predicted and scored. To choose settings, score validation cases, and keep the test cases for
     what was chosen."""
@@ -106,8 +109,9 @@ class Protocol:
                 f"steps ({self.steps}) must be a multiple of steps_per_epoch ({self.steps_per_epoch}); change "
                 "one of them."
             )
-        for name in self.arms:  # unknown keys show now
-            self.training_config(self.arm(name).config, draw=0)
+        for chosen in map(self.arm, self.arms):  # unknown keys show now; trainers of others need not be here to read
+            if chosen.trainer in (STOCK_TRAINER, *packaged_trainers()):
+                self.training_config(chosen, draw=0)
 
     def _check_types(self) -> None:
         """YAML gives anything anywhere."""
@@ -207,8 +211,10 @@ class Protocol:
             return ARMS[name]
         variant = self.variants[name]
         base, changes = ARMS[variant["arm"]], dict(variant.get("config", {}))
-        title = ", ".join(f"{key} {value}" for key, value in changes.items())
-        return dataclasses.replace(base, title=f"{base.title}: {title}", config={**base.config, **changes})
+        trainer = variant.get("trainer", base.trainer)
+        named = ([] if trainer == base.trainer else [trainer]) + [f"{key} {value}" for key, value in changes.items()]
+        title = variant.get("title", f"{base.title}: {', '.join(named)}")
+        return dataclasses.replace(base, title=title, trainer=trainer, config={**base.config, **changes})
 
     def jobs(self) -> list[Job]:
         """All jobs, first draws first, so that an interrupted benchmark has compared something."""
@@ -223,10 +229,19 @@ class Protocol:
             and (labeled == ALL_LABELED or labeled in self.only_at.get(arm, self.labeled))
         ]
 
-    def training_config(self, overrides: Mapping[str, Any], *, draw: int) -> DualCLConfig:
-        """Configuration of an arm: its own settings over the protocol's."""
-        values = {**_shared_config(self, draw=draw), **self.config, **overrides}
-        return DualCLConfig.from_mapping(values, source="the protocol's config")
+    def training_config(self, arm: Arm, *, draw: int) -> DualCLConfig:
+        """Configuration of an arm: its trainer's preset and its own settings over the protocol's.
+
+        Of a trainer that reads none, it holds the numbers that are nnU-Net's as well.
+
+        Raises:
+            DualCLError: no such trainer, or a wrong key or value.
+        """
+        trainer = find_trainer(arm.trainer)
+        config_class: type[DualCLConfig] = getattr(trainer, "config_class", DualCLConfig)
+        preset = preset_values(getattr(trainer, "preset", {}))
+        values = {**self.config, **preset, **_shared_config(self, draw=draw), **arm.config}
+        return config_class.from_mapping(values, source="the protocol's config")
 
     def fold(self, job: Job) -> int:
         """Index of the job's cases in the split file."""
@@ -251,6 +266,14 @@ def _is_count(value: object, least: int) -> bool:
 def _check_variant(name: str, variant: Mapping[str, Any]) -> None:
     if name in ARMS:
         raise DualCLError(f"The variant {name} has the name of an arm. Give it another.")
+    allowed = ("arm", "trainer", "config", "title")
+    unknown = sorted(map(str, set(variant) - set(allowed))) if isinstance(variant, Mapping) else []
+    if unknown:
+        raise DualCLError(f"The variant {name}: unknown key {', '.join(unknown)}. Allowed: {', '.join(allowed)}.")
     trained = [arm for arm, settings in ARMS.items() if settings.procedure != "export"]
-    if not isinstance(variant, Mapping) or variant.get("arm") not in trained or set(variant) - {"arm", "config"}:
-        raise DualCLError(f"The variant {name} needs 'arm', one of {', '.join(trained)}, and may have 'config'.")
+    if not isinstance(variant, Mapping) or variant.get("arm") not in trained:
+        raise DualCLError(f"The variant {name} needs 'arm', one of {', '.join(trained)}.")
+    if not all(isinstance(variant.get(key, ""), str) for key in ("trainer", "title")):
+        raise DualCLError(f"The variant {name}: trainer and title are texts.")
+    if not isinstance(variant.get("config", {}), Mapping):
+        raise DualCLError(f"The variant {name}: config must be 'key: value' lines; got {variant['config']!r}.")

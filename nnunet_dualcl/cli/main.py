@@ -285,6 +285,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from nnunet_dualcl.export import export_stock_model, is_archive
+    from nnunet_dualcl.model_folder import scored_with_both_decoders
 
     name = dataset_name(arguments.d)
     model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
@@ -297,10 +298,9 @@ def _export(arguments: argparse.Namespace) -> int:
             f"nnUNetv2_install_pretrained_model_from_zip {place}, which replaces files of a stock model of that name "
             f"there, and nnUNetv2_predict -d {name} -p {arguments.p} -c {arguments.c} {ends}"
         )
-    print(
-        f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}\n"
-        "It is decoder A alone; the validation scores of the source are of the mean of both, unless prediction: a."
-    )
+    print(f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}")
+    if any(scored_with_both_decoders(model / fold / arguments.chk) for fold in folds):
+        print("It is decoder A alone; the validation scores of the source are of the mean of both.")
     return 0
 
 

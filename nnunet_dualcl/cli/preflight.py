@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import (
-    EXT_TRAINER_VARIABLE,
-    dataset_name,
-    required_folder,
-    trainers_folder,
-    with_trainers_folder,
-)
+from nnunet_dualcl.layout import dataset_name, required_folder
 
 _WITH_A_VALUE = (
     *("-num_gpus", "-pretrained_weights", "-i", "-o", "-part_id", "-num_parts"),
@@ -29,7 +21,7 @@ def check_train(arguments: Sequence[str], *, with_config: bool = False) -> None:
     """Look at the arguments of ``nnUNetv2_train``; a command line that its parser will refuse is left to it.
 
     Args:
-        with_config: a configuration file was given, which nnU-Net's own trainers do not read.
+        with_config: a configuration file was given, which trainers that are not built on this package's do not read.
 
     Raises:
         DualCLError: no such dataset, plans, configuration, fold, trainer or preprocessed cases, no place for results,
@@ -140,24 +132,12 @@ def _check_images(folder: Path, model: Path) -> None:
 
 
 def _check_trainer(name: str, *, with_config: bool) -> None:
-    ours = sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))
-    if name in ours:
-        return
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunet_dualcl.find_trainer import find_trainer, packaged_trainers, reads_config
 
-    from nnunet_dualcl.training.environment import variable
-
-    try:
-        with variable(EXT_TRAINER_VARIABLE, with_trainers_folder(os.environ.get(EXT_TRAINER_VARIABLE))):
-            trainer = recursive_find_trainer_class_by_name(name)
-    except RuntimeError:
-        close = difflib.get_close_matches(name, ours, 1)
+    if name not in packaged_trainers() and not reads_config(find_trainer(name)) and with_config:
         raise DualCLError(
-            f"There is no trainer {name}.{f' Did you mean {close[0]}?' if close else ''} Of this package: "
-            f"{', '.join(ours)}; nnU-Net's own and those in {EXT_TRAINER_VARIABLE} were looked through."
-        ) from None
-    if with_config and trainer.__module__.startswith("nnunetv2."):
-        raise DualCLError(f"--config is for trainers of this package; {name} is nnU-Net's own and does not read it.")
+            f"--config is for trainers of this package and those that inherit from them; {name} does not read it."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

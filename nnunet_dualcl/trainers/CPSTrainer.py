@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nnunet_dualcl.config import Preset
 from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
 
 
@@ -14,4 +15,4 @@ class CPSTrainer(DualCLTwoNetTrainer):
     first weights.
     """
 
-    preset: ClassVar[str] = "cps"
+    preset: ClassVar[Preset] = "cps"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dualcl.atomic import alone, remove_leftovers, replacing
-from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.config import DualCLConfig, Preset
 from nnunet_dualcl.data.cases import raw_training_images, read_split
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader, patches_of
 from nnunet_dualcl.data.plans import preprocess_command
@@ -39,8 +39,8 @@ from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
 from nnunet_dualcl.training.environment import variable
+from nnunet_dualcl.training.gradients import keeping_gradients
 from nnunet_dualcl.training.mixing import copy_paste
-from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.preflight import (
     check_shares,
     check_split,
@@ -72,8 +72,10 @@ class DualCLTrainer(nnUNetTrainer):
     Overrides call nnU-Net's own method; a test compares their signatures with nnU-Net's.
     """
 
-    preset: ClassVar[str] = "dualcl"
-    """Values that hold where the configuration file is silent; a trainer of another method names another one."""
+    preset: ClassVar[Preset] = "dualcl"
+    """Values that hold where the configuration file is silent."""
+    config_class: ClassVar[type[DualCLConfig]] = DualCLConfig
+    loss_class: ClassVar[type[SemiSupervisedLoss]] = SemiSupervisedLoss
 
     def __init__(
         self,
@@ -83,7 +85,9 @@ class DualCLTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this very signature
     ) -> None:
-        config = DualCLConfig.from_environment(preset=self.preset)  # a fault in it shows before nnU-Net makes a folder
+        config = self.config_class.from_environment(
+            preset=self.preset
+        )  # a fault in it shows before nnU-Net makes a folder
         super().__init__(plans, configuration, fold, dataset_json, device)
         self._apply(config)
         self.term_log = TermLog()
@@ -144,7 +148,7 @@ class DualCLTrainer(nnUNetTrainer):
         return network
 
     def _build_loss(self) -> SemiSupervisedLoss:
-        loss = SemiSupervisedLoss(
+        loss = self.loss_class(
             super()._build_loss(),
             self.config,
             problems=Problems(
@@ -344,8 +348,7 @@ class DualCLTrainer(nnUNetTrainer):
         self._stop_if_not_finite(result["loss"], batch)
         if self.loss.last_values is not None:
             result["terms"] = self.loss.last_values.cpu().numpy()
-            weights = self.loss.weights
-            result["weights"] = np.array([weights[name] for name in TERMS])
+            result["weights"] = np.array([self.loss.weights[name] for name in self.loss.terms])
         return result
 
     def _step(self, labeled: torch.Tensor, unlabeled: torch.Tensor | None, target: Any) -> dict[str, Any]:
@@ -356,7 +359,7 @@ class DualCLTrainer(nnUNetTrainer):
             return result
         self.optimizer.zero_grad(set_to_none=True)
         first = self._labeled_gradients(labeled, target)
-        with _keeping_gradients(self.optimizer):
+        with keeping_gradients(self.optimizer):
             result = super().train_step({"data": unlabeled, "target": []})
         result["loss"] = result["loss"] + first.cpu().numpy()
         return result
@@ -386,10 +389,10 @@ class DualCLTrainer(nnUNetTrainer):
         if self.teacher is None:
             return labeled, unlabeled
         judge = self._iteration % _JUDGE_EVERY == 0 or self.loss.problems.has_ignore
-        self.loss.taught_labeled = self._teacher_labels(labeled) if judge else None
+        self.loss.taught_labeled = self.teacher_labels(labeled) if judge else None
         if unlabeled is None:
             return labeled, None
-        taught = self._teacher_labels(unlabeled if weak is None else weak)
+        taught = self.teacher_labels(unlabeled if weak is None else weak)
         if self.config.mixing == "copy_paste":
             unlabeled, taught = copy_paste(
                 unlabeled,
@@ -411,12 +414,16 @@ class DualCLTrainer(nnUNetTrainer):
         taught = self.loss.taught_labeled
         return PseudoLabels(torch.where(known, truth, taught.labels), known | taught.reliable)
 
-    def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """What the teacher says of (B, channels, *) images, (B, P, *), and where it is sure; methods differ here."""
-        labels: PseudoLabels = self.loss.pseudo_labels(self._teacher_logits(images))
-        return labels
+    def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+        """Labels (B, P, *) of (B, channels, *) images, for P problems, and where to trust them; methods differ here.
 
-    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        Called at each step on unlabeled patches, before they are mixed, in the view that ``teacher_view`` says; and at
+        every 25th step of an epoch (with an ignore label at each) on labeled ones, for the accuracy in the log.
+        """
+        return cast(PseudoLabels, self.loss.pseudo_labels(self.teacher_logits(images)))
+
+    def teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits (B, heads, *) of (B, channels, *) images, the mean of its decoders, without gradient."""
         assert self.teacher is not None
         with self._autocast():
             return self.teacher.logits(images)
@@ -444,14 +451,15 @@ class DualCLTrainer(nnUNetTrainer):
         if self.loss.last_values is None or self.local_rank != 0:
             return
         outputs = collate_outputs(train_outputs)
-        values = dict(zip(TERMS + OBSERVATIONS, np.nanmean(outputs["terms"], 0), strict=True))
-        weights = dict(zip(TERMS, outputs["weights"].mean(0), strict=True))
+        terms = np.ma.masked_where(np.isnan(outputs["terms"]), outputs["terms"]).mean(0).filled(np.nan)
+        values = dict(zip(self.loss.terms + self.loss.observations, terms, strict=True))
+        weights = dict(zip(self.loss.terms, outputs["weights"].mean(0), strict=True))
         row = self.term_log.add(self.current_epoch, float(np.mean(outputs["loss"])), values, weights)
         self.term_log.write(Path(self.output_folder), last=self.current_epoch == self.num_epochs - 1)
         for logger in self.logger.loggers:
             for name in row:
                 logger.log(f"dualcl/{name}", row[name], self.current_epoch)
-        summary = ", ".join(f"{name} {row[name]:.4f}" for name in TERMS + OBSERVATIONS)
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not np.isnan(value))
         self.print_to_log_file(f"dualcl: {summary}")
 
     # ---- checkpoints
@@ -502,7 +510,7 @@ class DualCLTrainer(nnUNetTrainer):
             checkpoint, self.plans_manager.plans, self.dataset_json, Path(filename_or_checkpoint), plans_file
         )
         check_layout(checkpoint["network_weights"], filename_or_checkpoint)
-        stored = DualCLConfig.from_mapping(own["config"], source=str(filename_or_checkpoint))
+        stored = self.config_class.from_mapping(own["config"], source=str(filename_or_checkpoint))
         asked, kept = self.config.to_mapping(), stored.to_mapping()
         different = [f"{name} {asked[name]} (stored: {kept[name]})" for name in kept if asked[name] != kept[name]]
         if different and self.was_initialized:
@@ -523,13 +531,3 @@ class DualCLTrainer(nnUNetTrainer):
             self.teacher.load_state_dict(own["teacher"])
         self.term_log.rows = list(own["term_log"])
         self.seen = set(own.get("seen", ()))  # a checkpoint of an earlier release does not say
-
-
-@contextmanager
-def _keeping_gradients(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Context in which nnU-Net's step adds to the gradients that are there, instead of clearing them first."""
-    optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del optimizer.zero_grad  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nnunet_dualcl.config import Preset
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 
@@ -14,4 +15,4 @@ class MeanTeacherTrainer(DualCLTrainer):
     (arXiv 2001.07685) in the place of a squared error.
     """
 
-    preset: ClassVar[str] = "mean_teacher"
+    preset: ClassVar[Preset] = "mean_teacher"

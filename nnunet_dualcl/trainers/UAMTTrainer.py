@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nnunet_dualcl.losses import normalized_entropy, sigmoid_rampup
+from nnunet_dualcl.losses import normalized_entropy
 from nnunet_dualcl.trainers.MeanTeacherTrainer import MeanTeacherTrainer
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
@@ -22,16 +22,15 @@ class UAMTTrainer(MeanTeacherTrainer):
     networks have no dropout) and hard labels in the place of a squared error.
     """
 
-    def _teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+    def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
+        """Labels of the mean of the looks, trusted where its entropy is low."""
         problems = self.loss.problems
         with torch.no_grad():
             means = [torch.zeros((), device=images.device)] * problems.count
             for _ in range(_PASSES):
                 noise = (torch.randn_like(images) * _NOISE).clamp(-_LARGEST, _LARGEST)
-                looks = problems.logits(self._teacher_logits(images + noise).float())
+                looks = problems.logits(self.teacher_logits(images + noise).float())
                 means = [mean + look.softmax(1) / _PASSES for mean, look in zip(means, looks, strict=True)]
-            length = self.config.rampup_fraction * self.num_epochs * self.num_iterations_per_epoch
-            ramp = sigmoid_rampup(self.loss.step, length)
-            threshold = _FIRST_THRESHOLD + (1 - _FIRST_THRESHOLD) * ramp
+            threshold = _FIRST_THRESHOLD + (1 - _FIRST_THRESHOLD) * self.loss.ramp
             labels = torch.stack([mean.max(1).indices for mean in means], 1)
             return PseudoLabels(labels, torch.stack([normalized_entropy(mean) < threshold for mean in means], 1))

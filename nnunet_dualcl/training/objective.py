@@ -7,7 +7,7 @@ Each half of the batch, labeled and unlabeled, adds its own part, so the halves 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.losses import (
     assertion_disagreement,
     class_label_loss,
@@ -33,27 +34,24 @@ from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 from nnunet_dualcl.training.sampling import at_voxels, draw_voxels
 
-TERMS = ("supervised_a", "supervised_b", "verification", "pseudo_label", "contrastive")
-"""Unweighted terms of the total."""
-
-OBSERVATIONS = (
-    "reliable_share",
-    "disagreement_share",
-    "pseudo_label_accuracy",
-    "pseudo_label_accuracy_foreground",
-    "winner_is_a",
-)
-"""Seen at the sampled voxels, not part of the total. The accuracies compare the labels of whoever teaches (the
-teacher, or the winner) at its reliable voxels of the *labeled* half with the truth there; foreground: voxels where
-truth or label is not background. NaN at a step in which the teacher was not asked."""
-
+_OF_TWO_DECODERS = ("supervised_b", "disagreement_share", "winner_is_a")
+"""Terms and observations that are NaN where one decoder trains."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _Half(NamedTuple):
-    """Half of a batch, n patches: logits (n, heads, *) and features (n, D, *) of each decoder, nnU-Net's loss of each
-    decoder and the truth (n, P, *) where it is the labeled half, the teacher's labels where there is a teacher."""
+class Half(NamedTuple):
+    """Half of a batch, n patches, as each decoder sees it.
+
+    Attributes:
+        logits: (n, heads, *) of each decoder at full resolution, with gradient; one entry where one decoder trains.
+            Levels of deep supervision are in ``supervised`` alone.
+        features: (n, D, *) that each decoder's segmentation layer reads; empty where one decoder trains.
+        supervised: nnU-Net's loss of each decoder; empty for the unlabeled half.
+        truth: (n, P, *) classes of P problems, -1 where nobody annotated; None for the unlabeled half.
+        taught: what ``teacher_labels`` of the trainer gave, mixed as the patches are; None where there is no teacher
+            and at most steps for the labeled half.
+    """
 
     logits: list[torch.Tensor]
     features: list[torch.Tensor]
@@ -78,8 +76,24 @@ class SemiSupervisedLoss(nn.Module):
     An output longer than its target holds the labeled half first; an empty target comes with the unlabeled half alone.
     An output of one decoder outside of semi-supervised training (validation, stock training) gets nnU-Net's loss
     unchanged. Once all halves of a step were seen, :attr:`last_values` holds one detached number for each name in
-    ``TERMS + OBSERVATIONS`` and the prototypes have moved.
+    ``terms + observations`` and the prototypes have moved.
+
+    A method adds a term by its name in :attr:`terms`, its weight in :attr:`weights` and its value in :meth:`part`.
     """
+
+    terms: ClassVar[tuple[str, ...]] = ("supervised_a", "supervised_b", "verification", "pseudo_label", "contrastive")
+    """Names of what adds up to the total, as they are logged."""
+
+    observations: ClassVar[tuple[str, ...]] = (
+        "reliable_share",
+        "disagreement_share",
+        "pseudo_label_accuracy",
+        "pseudo_label_accuracy_foreground",
+        "winner_is_a",
+    )
+    """Seen at the sampled voxels, not part of the total. The accuracies compare the labels of whoever teaches (the
+    teacher, or the winner) at its reliable voxels of the *labeled* half with the truth there; foreground: voxels where
+    truth or label is not background. NaN at a step in which the teacher was not asked."""
 
     prototypes: torch.Tensor
     present: torch.Tensor
@@ -139,14 +153,20 @@ class SemiSupervisedLoss(nn.Module):
         self.register_buffer("prototypes", torch.zeros(2, problems.count, problems.num_classes, 0))
         self.register_buffer("present", torch.zeros(2, problems.count, problems.num_classes, dtype=torch.bool))
         self._a_wins = torch.tensor(True)
+        self.values: dict[str, torch.Tensor] = {}
+        """Terms and observations of the step so far, detached, by name."""
         self._samples: list[_Sample] = []
-        self._values: dict[str, torch.Tensor] = {}
+        self._halves_seen = 0
+
+    @property
+    def ramp(self) -> float:
+        """r(t) at the current step, from nearly 0 to 1 over ``rampup_fraction`` of the training."""
+        return sigmoid_rampup(self.step, self.config.rampup_fraction * self.total_steps)
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term at the current step."""
-        config = self.config
-        ramp = sigmoid_rampup(self.step, config.rampup_fraction * self.total_steps)
+        config, ramp = self.config, self.ramp
         return {
             "supervised_a": 1.0,
             "supervised_b": 1.0,
@@ -178,23 +198,42 @@ class SemiSupervisedLoss(nn.Module):
 
         with shared_between_ranks(self.distributed):
             if num_labeled > 0:
-                self._samples, self._values = [], {}
+                self._begin_step()
                 supervised = [self.supervised(_head(branch, num_labeled), target) for branch in branches]
                 truth = self.problems.truth(_first(target))
                 labeled = outputs_of(slice(num_labeled))
-                total = total + self._part(_Half(*labeled, supervised, truth, self.taught_labeled))
+                total = total + self._total(Half(*labeled, supervised, truth, self.taught_labeled))
             if num_patches > num_labeled:
-                total = total + self._part(_Half(*outputs_of(slice(num_labeled, None)), [], None, self.taught))
+                total = total + self._total(Half(*outputs_of(slice(num_labeled, None)), [], None, self.taught))
             if self.distributed:
                 # DDP waits for a gradient of every parameter, also of deep supervision that has no part in this
                 levels = [level for branch in branches if isinstance(branch, list) for level in branch]
                 total = torch.stack([total, *(level[:0].sum().float() for level in levels)]).sum()
-            if len(self._samples) >= self.num_halves:
+            if self._halves_seen >= self.num_halves:
                 self._finish_step()
         return total
 
-    def _part(self, half: _Half) -> torch.Tensor:
-        """What a half adds to the total."""
+    def _total(self, half: Half) -> torch.Tensor:
+        """What a half adds to the total; its terms are kept for the log."""
+        weights, parts = self.weights, self.part(half)
+        if not parts.keys() <= weights.keys() == set(self.terms):
+            raise DualCLError(
+                f"{type(self).__name__}: part gives {', '.join(parts)}, but terms names {', '.join(self.terms)} and "
+                f"weights {', '.join(weights)}. Name each term of part in both."
+            )
+        for name, term in parts.items():
+            self.values[name] = self.values.get(name, 0) + term.detach()
+        self._halves_seen += 1
+        nothing = half.logits[0].new_zeros((), dtype=torch.float32)
+        return torch.stack([nothing, *(weights[name] * term for name, term in parts.items())]).sum()
+
+    def part(self, half: Half) -> dict[str, torch.Tensor]:
+        """What a half of the batch adds: a scalar for each term that acts on it, before its weight.
+
+        Called once for the labeled and once for the unlabeled half, under autocast, with ``low_memory`` in two passes
+        with a backward pass between them, and without the other half in either case. A term that both halves have adds
+        up.
+        """
         weights = self.weights
         terms = dict(zip(("supervised_a", "supervised_b"), half.supervised, strict=False))
         if half.supervised:
@@ -207,15 +246,12 @@ class SemiSupervisedLoss(nn.Module):
         sample = self._sample(half)
         if weights["contrastive"] > 0:
             terms["contrastive"] = self._contrast(sample) / self.num_halves
-        for name, term in terms.items():
-            self._values[name] = self._values.get(name, 0) + term.detach()
         self._samples.append(sample)
-        nothing = half.logits[0].new_zeros((), dtype=torch.float32)
-        return torch.stack([nothing, *(weights[name] * term for name, term in terms.items())]).sum()
+        return terms
 
     # ---- terms
 
-    def _verification(self, half: _Half) -> list[torch.Tensor]:
+    def _verification(self, half: Half) -> list[torch.Tensor]:
         acts_on, confidence = self.config.verification_on, self.config.verification_confidence
         parts = []
         for index, (a, b) in enumerate(zip(*map(self.problems.logits, half.logits), strict=True)):
@@ -240,7 +276,7 @@ class SemiSupervisedLoss(nn.Module):
             ]
         return PseudoLabels(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
-    def _pseudo_labels(self, half: _Half) -> torch.Tensor:
+    def _pseudo_labels(self, half: Half) -> torch.Tensor:
         unknown = None if half.truth is None else half.truth < 0
         if self.config.pseudo_label_source == "teacher":
             assert half.taught is not None
@@ -296,7 +332,7 @@ class SemiSupervisedLoss(nn.Module):
 
     # ---- a few thousand voxels say what millions would
 
-    def _sample(self, half: _Half) -> _Sample:
+    def _sample(self, half: Half) -> _Sample:
         positions = draw_voxels(half.logits[0], self.config.contrastive_samples)
         embeddings = [at_voxels(branch, positions) for branch in half.features]
         if embeddings and self.prototypes.shape[-1] == 0:
@@ -322,15 +358,20 @@ class SemiSupervisedLoss(nn.Module):
             known = truth >= 0
             return _Sample(embeddings, predicted, torch.where(known, truth, given.labels), known | agreed)
 
+    def _begin_step(self) -> None:
+        self._samples, self.values, self._halves_seen = [], {}, 0
+
     @torch.no_grad()
     def _finish_step(self) -> None:
-        device = self._samples[0].labels.device
-        if self.weights["contrastive"] > 0:
+        device = self.prototypes.device
+        if self.weights["contrastive"] > 0 and self._samples:
             self._move_prototypes()
-        nothing = torch.zeros((), device=device)
-        values = {**self._values, "winner_is_a": self._a_wins.to(device)}
-        self.last_values = torch.stack([values.get(name, nothing).float() for name in TERMS + OBSERVATIONS])
-        self._samples, self._values = [], {}
+        nothing, meaningless = torch.zeros((), device=device), torch.full((), torch.nan, device=device)
+        values = {**self.values, "winner_is_a": self._a_wins.to(device)}
+        if not self.config.second_decoder:
+            values |= dict.fromkeys(_OF_TWO_DECODERS, meaningless)
+        self.last_values = torch.stack([values.get(name, nothing).float() for name in self.terms + self.observations])
+        self._begin_step()
 
     def _move_prototypes(self) -> None:
         momentum, classes = self.config.prototype_momentum, self.problems.num_classes
@@ -364,10 +405,10 @@ class SemiSupervisedLoss(nn.Module):
             pairs = zip(self.problems.logits(logits[0]), self.problems.logits(logits[-1]), strict=True)
             confidence = self.config.verification_confidence
             disagree = [self._assertion_disagreement(a, b, confidence=confidence).float().mean() for a, b in pairs]
-            self._values["disagreement_share"] = torch.stack(disagree).mean()
-            self._values["reliable_share"] = (predicted.reliable[0] if given is None else given.reliable).float().mean()
+            self.values["disagreement_share"] = torch.stack(disagree).mean()
+            self.values["reliable_share"] = (predicted.reliable[0] if given is None else given.reliable).float().mean()
         if truth is not None:
-            self._values.update(self._accuracies(given, truth))
+            self.values.update(self._accuracies(given, truth))
 
     def _accuracies(self, judged: PseudoLabels | None, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         names = ("pseudo_label_accuracy", "pseudo_label_accuracy_foreground")

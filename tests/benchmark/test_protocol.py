@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nnunet_dualcl.benchmark.arms import ARMS
-from nnunet_dualcl.benchmark.protocol import Job, Protocol
+from nnunet_dualcl.benchmark.arms import ARMS, Arm
+from nnunet_dualcl.benchmark.prepare import check_source
+from nnunet_dualcl.benchmark.protocol import Job, Protocol, _shared_config
+from nnunet_dualcl.config import PRESETS, DualCLConfig
 from nnunet_dualcl.errors import DualCLError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "benchmarks" / "protocols").glob("*.yaml"))
@@ -42,7 +45,7 @@ def test_each_draw_of_each_count_has_its_fold_and_the_whole_pool_the_last(tmp_pa
 
 def test_arms_share_steps_and_differ_in_their_own_settings(tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path, config={"initial_lr": 0.02}))
-    config = protocol.training_config({"verification_weight": 0.0}, draw=1)
+    config = protocol.training_config(Arm("mine", config={"verification_weight": 0.0}), draw=1)
     assert (config.num_epochs, config.num_iterations_per_epoch, config.seed) == (2, 250, 11)
     assert (config.initial_lr, config.verification_weight) == (0.02, 0.0)
 
@@ -54,6 +57,68 @@ def test_a_variant_changes_an_arm(tmp_path: Path) -> None:
     arm, base = protocol.arm("mine"), ARMS["mean_teacher"]
     assert arm == replace(base, title="Mean Teacher: teacher_decay 0.9, mixing copy_paste", config=arm.config)
     assert arm.config == {**base.config, "teacher_decay": 0.9, "mixing": "copy_paste"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_arms_have_the_settings_that_they_had_when_they_named_their_presets(path: Path) -> None:
+    presets = dict.fromkeys(("mean_teacher", "mean_teacher_mixing", "ua_mt"), PRESETS["mean_teacher"])
+    presets["cps"] = PRESETS["cps"]
+    protocol = Protocol.from_yaml(path)
+    for name, arm in ARMS.items():
+        values = {**_shared_config(protocol, draw=1), **protocol.config, **presets.get(name, {}), **arm.config}
+        assert protocol.training_config(arm, draw=1) == DualCLConfig(**values), name
+
+
+def test_stored_results_have_the_settings_that_their_arms_have_now() -> None:
+    store = SHIPPED[0].parents[1] / "results" / "hippocampus_cpu"
+    protocol = Protocol.from_yaml(store / "protocol.yaml")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(store.glob("jobs/*/job.json"))]
+    assert len({record["arm"] for record in records}) > 15
+    for record in records:
+        config = protocol.training_config(protocol.arm(record["arm"]), draw=record["draw"]).to_mapping()
+        assert {key: config[key] for key in record["config"]} == record["config"], record["name"]
+
+
+OWN_TRAINER = """
+from dataclasses import dataclass
+from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
+
+@dataclass(frozen=True)
+class OwnConfig(DualCLConfig):
+    own_weight: float = 0.5
+
+class OwnTrainer(DualCLTrainer):
+    config_class = OwnConfig
+    preset = {"mixing": "none", "own_weight": 0.25, "num_epochs": 7}
+"""
+
+
+def test_a_variant_trains_a_trainer_of_ones_own_from_its_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {
+        "mine": {"arm": "dualcl", "trainer": "OwnTrainer", "title": "Mine", "config": {"seed": 3}},
+        "heavy": {"arm": "dualcl", "trainer": "OwnTrainer", "config": {"own_weight": 2}},
+    }
+    path = write(tmp_path, variants=variants, arms={"mine": 1, "heavy": 1})
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    protocol = Protocol.from_yaml(path)  # a machine that reads stored results need not have the trainer
+    assert [protocol.arm(name).title for name in variants] == ["Mine", "DualCL: OwnTrainer, own_weight 2"]
+    with pytest.raises(DualCLError, match=r"There is no trainer OwnTrainer\. .* CPSTrainer"):
+        check_source(protocol, tmp_path)
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "OwnTrainer.py").write_text(OWN_TRAINER, encoding="utf-8")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
+    mine, heavy = (protocol.training_config(protocol.arm(name), draw=0).to_mapping() for name in variants)
+    assert [mine[key] for key in ("mixing", "own_weight", "num_epochs", "seed")] == ["none", 0.25, 2, 3]
+    assert (heavy["own_weight"], heavy["seed"]) == (2.0, 10)
+    with pytest.raises(DualCLError, match="has no imagesTr"):
+        check_source(protocol, tmp_path)
+    faulty = Protocol.from_yaml(write(tmp_path, variants={"mine": {**variants["mine"], "config": {"on_weight": 2}}},
+                                      arms={"mine": 1}))  # fmt: skip
+    with pytest.raises(DualCLError, match=r"unknown key on_weight\. Did you mean own_weight"):
+        check_source(faulty, tmp_path)
 
 
 def test_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -71,16 +136,16 @@ def test_an_arm_may_run_at_some_labeled_counts_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_has_a_valid_configuration(arm: str, tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
-    config = protocol.training_config(ARMS[arm].config, draw=0)
+    config = protocol.training_config(ARMS[arm], draw=0)
     if ARMS[arm].trainer != "nnUNetTrainer":
         assert config.uses_unlabeled == (arm not in ("dual_decoder", "dualcl_all"))
 
 
 def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
     protocol = Protocol.from_yaml(write(tmp_path))
-    whole = protocol.training_config(ARMS["dualcl"].config, draw=0)
+    whole = protocol.training_config(ARMS["dualcl"], draw=0)
     for term in ("verification", "contrastive"):
-        without = protocol.training_config(ARMS[f"dualcl_minus_{term}"].config, draw=0)
+        without = protocol.training_config(ARMS[f"dualcl_minus_{term}"], draw=0)
         assert without == replace(whole, **{f"{term}_weight": 0.0})
 
 
@@ -115,7 +180,13 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"score": "train"}, "score must be test or validation, got 'train'"),
         ({"variants": {"dualcl": {"arm": "dualcl"}}}, "The variant dualcl has the name of an arm"),
         ({"variants": {"mine": {"arm": "dual"}}}, "The variant mine needs 'arm', one of stock,"),
-        ({"variants": {"mine": {"arm": "dualcl", "confg": {}}}}, "The variant mine needs 'arm'"),
+        (
+            {"variants": {"mine": {"arm": "dualcl", "confg": {}}}},
+            "variant mine: unknown key confg. Allowed: arm, trainer, config, title",
+        ),
+        ({"variants": {"mine": "dualcl"}}, "The variant mine needs 'arm'"),
+        ({"variants": {"mine": {"arm": "dualcl", "title": 3}}}, "variant mine: trainer and title are texts"),
+        ({"variants": {"mine": {"arm": "dualcl", "config": [1]}}}, "variant mine: config must be 'key: value' lines"),
         ({"variants": {"mine": {"arm": "dualcl_exported"}}}, "The variant mine needs 'arm', one of stock,"),
         ({"variants": {"mine": {"arm": "dualcl", "config": {"sed": 1}}}, "arms": {"mine": 1}}, "unknown key sed"),
     ],

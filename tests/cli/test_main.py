@@ -451,6 +451,7 @@ def test_export_finds_the_model_by_nnunets_names(
         return ["fold_0", "fold_1"]
 
     monkeypatch.setattr("nnunet_dualcl.export.export_stock_model", export)
+    monkeypatch.setattr("nnunet_dualcl.model_folder.scored_with_both_decoders", lambda checkpoint: False)
     assert main(["export", "-d", "321", "-p", "myPlans", "-f", "0", "1", "-o", "stock"]) == 0
     model = folders / "nnUNet_results" / NAME / "DualCLTrainer__myPlans__3d_fullres"
     options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth"}

@@ -156,8 +156,25 @@ def test_a_configuration_that_the_trainer_would_not_read_is_refused(
 ) -> None:
     for trainer in ("nnUNetTrainer", "nnUNetTrainerNoMirroring"):
         assert main(["train", *TRAIN, "-tr", trainer, "--config", str(tmp_path / "c.yaml")]) == 2
-        assert f"{trainer} is nnU-Net's own and does not read it" in capsys.readouterr().err
+        assert f"{trainer} does not read it" in capsys.readouterr().err
     check_train([*TRAIN, "-tr", "MeanTeacherTrainer"], with_config=True)
+
+
+def test_trainers_of_ones_own_folder_are_suggested_and_read_a_configuration_if_built_on_ours(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = {"PlainTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer",
+             "FixMatchTrainer": "nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer"}  # fmt: skip
+    for name, base in bases.items():
+        code = f"from {base}\n\n\nclass {name}({base.split()[-1]}):\n    pass\n"
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    with pytest.raises(DualCLError, match=r"no trainer FixmatchTrainer\. Did you mean FixMatchTrainer\?"):
+        check_train([*TRAIN, "-tr", "FixmatchTrainer"])
+    check_train([*TRAIN, "-tr", "FixMatchTrainer"], with_config=True)
+    check_train([*TRAIN, "-tr", "PlainTrainer"])
+    with pytest.raises(DualCLError, match="PlainTrainer does not read it"):
+        check_train([*TRAIN, "-tr", "PlainTrainer"], with_config=True)
 
 
 def test_files_that_are_no_plans_do_not_hide_the_message(toy: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
@@ -46,6 +47,19 @@ def test_weights_are_stock_and_unchanged(toy: Any, model: Path, tmp_path: Path) 
     stock = toy.trainer(nnUNetTrainer)
     stock.initialize()
     stock.network.load_state_dict(exported["network_weights"], strict=True)
+
+
+def test_the_command_says_whose_scores_the_source_has_where_they_are_not_the_exports(
+    toy: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for prediction in ("mean", "a"):
+        checkpoint = load(model)
+        checkpoint["dualcl"]["config"]["prediction"] = prediction
+        torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+        assert main(["export", "-d", "777", "-p", "toyPlans", "-o", str(tmp_path / prediction)]) == 0
+        told.append("the validation scores of the source are of the mean of both" in capsys.readouterr().out)
+    assert told == [True, False]
 
 
 def test_provenance_names_trainer_versions_and_configuration(model: Path, tmp_path: Path) -> None:

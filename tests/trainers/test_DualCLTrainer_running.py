@@ -22,8 +22,9 @@ from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import TERM_LOG_FILE
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
-from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training import SemiSupervisedLoss
 
+TERMS, OBSERVATIONS = SemiSupervisedLoss.terms, SemiSupervisedLoss.observations
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
 Train = Callable[..., int]
 

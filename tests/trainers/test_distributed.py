@@ -181,7 +181,7 @@ def step_of_the_loss(ranks: list[int], *, distributed: bool) -> dict[str, Any]:
     loss.dice.register_forward_pre_hook(lambda dice, _: dices.append(dice))
     loss(DualOutput(a, b, features, features), torch.cat(truth)).backward()
     assert loss.last_values is not None
-    winner_is_a = loss.last_values[(objective.TERMS + objective.OBSERVATIONS).index("winner_is_a")]
+    winner_is_a = loss.last_values[(loss.terms + loss.observations).index("winner_is_a")]
     return {"winner_is_a": bool(winner_is_a), "dices": len(dices), "gradients": [a.grad, b.grad]}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_dualcl.config import DualCLConfig
+from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
-from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training.objective import Half
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels
 
+TERMS, OBSERVATIONS = SemiSupervisedLoss.terms, SemiSupervisedLoss.observations
 CLASSES, WIDTH, SHAPE = 3, 5, (4, 5, 6)
 PROBLEMS = Problems(CLASSES)
 LABELED, UNLABELED = slice(0, 2), slice(2, 5)
@@ -158,6 +161,42 @@ def test_total_is_the_sum_of_weight_times_term() -> None:
     assert weights["verification"] == 0.3
     assert all(values[name] > 0 for name in TERMS)
     assert total.item() == pytest.approx(sum(values[name] * weights[name] for name in TERMS), rel=1e-5)
+
+
+class WithSharpness(SemiSupervisedLoss):
+    """A term of its own, on the unlabeled half, and an observation."""
+
+    terms = (*SemiSupervisedLoss.terms, "sharpness")
+    observations = (*SemiSupervisedLoss.observations, "patches")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {**super().weights, "sharpness": 0.5 * self.ramp}
+
+    def part(self, half: Half) -> dict[str, torch.Tensor]:
+        parts = super().part(half)
+        self.values["patches"] = torch.tensor(len(half.logits[0]))
+        return parts if half.supervised else {**parts, "sharpness": half.logits[0].float().square().mean()}
+
+
+def test_a_term_of_a_subclass_is_weighted_and_logged() -> None:
+    output, target = leaves()
+    config = DualCLConfig.paper(contrastive_samples=200, rampup_fraction=0.5)
+    loss = WithSharpness(CrossEntropy(), config, problems=PROBLEMS, total_steps=10)
+    loss.step = 2
+    assert loss.ramp == pytest.approx(math.exp(-5 * 0.6**2))
+    total = loss(output, target)
+    seen = dict(zip(loss.terms + loss.observations, loss.last_values.tolist(), strict=True))
+    assert seen["sharpness"] == pytest.approx(output.logits_a[0][UNLABELED].square().mean().item())
+    assert total.item() == pytest.approx(sum(seen[name] * weight for name, weight in loss.weights.items()), rel=1e-5)
+    assert seen["patches"] == 3  # of the half that came last
+
+
+def test_a_term_without_a_name_or_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = WithSharpness(CrossEntropy(), DualCLConfig.supervised(), problems=PROBLEMS, total_steps=10)
+    monkeypatch.setattr(WithSharpness, "terms", TERMS)
+    with pytest.raises(DualCLError, match=r"WithSharpness: part gives supervised_a, .* Name each term of part in both"):
+        loss(*leaves())
 
 
 def test_validation_output_gets_the_supervised_loss() -> None:
@@ -424,7 +463,9 @@ def test_one_decoder_learns_truth_and_the_teachers_labels() -> None:
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
     seen = seen_by(loss)
     assert seen["supervised_a"] == pytest.approx(supervised.item())
-    assert (seen["supervised_b"], seen["verification"], seen["contrastive"]) == (0, 0, 0)
+    assert (seen["verification"], seen["contrastive"]) == (0, 0)
+    nan = {name for name, value in seen.items() if math.isnan(value)}
+    assert nan == {"supervised_b", "disagreement_share", "winner_is_a", *(n for n in OBSERVATIONS if "accuracy" in n)}
 
 
 def test_one_decoder_as_long_as_the_target_gets_nnunets_loss() -> None:

@@ -12,10 +12,10 @@ from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.losses import class_prototypes, reliability_contrastive_loss
 from nnunet_dualcl.networks import DualOutput
 from nnunet_dualcl.training import SemiSupervisedLoss
-from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
 from nnunet_dualcl.training.problems import Problems
 from nnunet_dualcl.training.pseudo_labels import PseudoLabels, pseudo_labels_of
 
+TERMS, OBSERVATIONS = SemiSupervisedLoss.terms, SemiSupervisedLoss.observations
 CLASSES, ABSENT, IGNORED, WIDTH, SHAPE = 4, 3, 4, 5, (4, 5)
 PATCHES, LABELED, VOXELS = 5, 2, 20
 WEIGHT, TAU = 0.3, 0.5

@@ -52,6 +52,17 @@ def test_moving_average_in_closed_form(student: DualDecoderUNet) -> None:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_without_decay_the_teacher_is_the_student(student: DualDecoderUNet) -> None:
+    teacher = MovingAverageTeacher(student, decay=0.0)
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        teacher.update(student, step)
+        pairs = zip(teacher.network.parameters(), student.parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
 def test_equals_a_loop_over_real_weights(student: DualDecoderUNet) -> None:
     teacher = MovingAverageTeacher(student, decay=0.6)
     expected = [parameter.detach().double() for parameter in teacher.network.parameters()]

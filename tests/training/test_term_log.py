@@ -7,8 +7,9 @@ import matplotlib
 import seaborn
 
 from nnunet_dualcl.layout import TERM_LOG_FILE, TERM_PICTURE_FILE
-from nnunet_dualcl.training import TermLog
-from nnunet_dualcl.training.objective import OBSERVATIONS, TERMS
+from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
+
+TERMS, OBSERVATIONS = SemiSupervisedLoss.terms, SemiSupervisedLoss.observations
 
 
 def values(level: float) -> dict[str, float]:
@@ -35,6 +36,17 @@ def test_a_resumed_epoch_replaces_what_came_after(tmp_path: Path) -> None:
     log.add(2, 9.0, values(0.2), dict.fromkeys(TERMS, 1.0))
     assert [row["epoch"] for row in log.rows] == [0, 1, 2]
     assert log.rows[-1]["total"] == 9.0
+
+
+def test_a_term_that_earlier_rows_lack_has_a_column(tmp_path: Path) -> None:
+    log = TermLog()
+    log.add(0, 1.0, values(0.1), dict.fromkeys(TERMS, 1.0))
+    log.add(1, 1.0, {**values(0.1), "own": 0.3}, {**dict.fromkeys(TERMS, 1.0), "own": 2.0})
+    log.write(tmp_path)
+    rows = list(csv.DictReader((tmp_path / TERM_LOG_FILE).open(encoding="utf-8")))
+    assert [(row["own"], row["weight_own"]) for row in rows] == [("nan", "nan"), ("0.3", "2.0")]
+    shown = [[line.get_label() for line in panel.lines] for panel in log.figure().axes]
+    assert shown == [[*TERMS, "own"], [*TERMS, "own"], list(OBSERVATIONS)]
 
 
 def test_same_rows_give_the_same_files(tmp_path: Path) -> None:
