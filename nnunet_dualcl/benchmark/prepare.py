@@ -74,10 +74,7 @@ def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
 
 
 def check_source(protocol: Protocol, source: Path) -> None:
-    """Raise a :class:`DualCLError` where the source has not the layout, or too few cases for the protocol, or where a
-    trainer of the protocol is not found or does not take its settings."""
-    for arm in protocol.arms:
-        protocol.training_config(protocol.arm(arm), draw=0)
+    """Raise a :class:`DualCLError` where the source has not the layout, or too few cases for the protocol."""
     if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
         raise DualCLError(f"{source} has no imagesTr and labelsTr. Give a dataset in nnU-Net's or the MSD's layout.")
     if not protocol.dataset_json and not (source / "dataset.json").is_file():

@@ -101,8 +101,8 @@ def run_benchmark(
         Names of the jobs that failed; their output is in ``jobs/NAME/logs/``.
 
     Raises:
-        DualCLError: before anything is written, where the protocol, the arms or the device will not do or the source is
-            no dataset; before any planning, where cases of the source will not do.
+        DualCLError: before anything is written, where the protocol, the arms, their trainers or the device will not do
+            or the source is no dataset; before any planning, where cases of the source will not do.
     """
     engine = engine or Engine()
     protocol = Protocol.from_yaml(protocol_file)
@@ -112,6 +112,8 @@ def run_benchmark(
             f"{protocol_file} has no arms {', '.join(unknown)}. It has: {', '.join(protocol.arms)}. Add them to it, "
             "or leave them out."
         )
+    for arm in only or protocol.arms:  # its trainer is there and takes its settings
+        protocol.training_config(protocol.arm(arm), draw=0)
     check_engine(engine, device)
     folder = folder.resolve()
     check_source(protocol, source)

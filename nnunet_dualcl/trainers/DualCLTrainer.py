@@ -520,8 +520,8 @@ class DualCLTrainer(nnUNetTrainer):
             )
         if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
-                f"{os.environ[CONFIG_VARIABLE]}, with the defaults for what it leaves out, has {', '.join(different)}. "
-                "A training that goes on keeps the stored configuration; to train with another one, move its output "
+                f"{os.environ[CONFIG_VARIABLE]}, with what {type(self).__name__} has for the rest, says "
+                f"{', '.join(different)}. A training that goes on keeps the stored configuration; to train with another one, move its output "
                 "folder away."
             )
         self._apply(stored)

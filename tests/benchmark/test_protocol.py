@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
-from nnunet_dualcl.benchmark.prepare import check_source
 from nnunet_dualcl.benchmark.protocol import Job, Protocol, _shared_config
+from nnunet_dualcl.benchmark.run import run_benchmark
 from nnunet_dualcl.config import PRESETS, DualCLConfig
 from nnunet_dualcl.errors import DualCLError
 
@@ -101,12 +101,15 @@ def test_a_variant_trains_a_trainer_of_ones_own_from_its_preset(
         "mine": {"arm": "dualcl", "trainer": "OwnTrainer", "title": "Mine", "config": {"seed": 3}},
         "heavy": {"arm": "dualcl", "trainer": "OwnTrainer", "config": {"own_weight": 2}},
     }
-    path = write(tmp_path, variants=variants, arms={"mine": 1, "heavy": 1})
+    path = write(tmp_path, variants=variants, arms={"mine": 1, "heavy": 1, "stock": 1})
+    out = tmp_path / "out"
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     protocol = Protocol.from_yaml(path)  # a machine that reads stored results need not have the trainer
     assert [protocol.arm(name).title for name in variants] == ["Mine", "DualCL: OwnTrainer, own_weight 2"]
     with pytest.raises(DualCLError, match=r"There is no trainer OwnTrainer\. .* CPSTrainer"):
-        check_source(protocol, tmp_path)
+        run_benchmark(path, tmp_path, out, device="cpu")
+    with pytest.raises(DualCLError, match="has no imagesTr"):
+        run_benchmark(path, tmp_path, out, device="cpu", only=["stock"])
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "OwnTrainer.py").write_text(OWN_TRAINER, encoding="utf-8")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
@@ -114,11 +117,11 @@ def test_a_variant_trains_a_trainer_of_ones_own_from_its_preset(
     assert [mine[key] for key in ("mixing", "own_weight", "num_epochs", "seed")] == ["none", 0.25, 2, 3]
     assert (heavy["own_weight"], heavy["seed"]) == (2.0, 10)
     with pytest.raises(DualCLError, match="has no imagesTr"):
-        check_source(protocol, tmp_path)
-    faulty = Protocol.from_yaml(write(tmp_path, variants={"mine": {**variants["mine"], "config": {"on_weight": 2}}},
-                                      arms={"mine": 1}))  # fmt: skip
+        run_benchmark(path, tmp_path, out, device="cpu")
+    faulty = write(tmp_path, variants={"mine": {**variants["mine"], "config": {"on_weight": 2}}}, arms={"mine": 1})
     with pytest.raises(DualCLError, match=r"unknown key on_weight\. Did you mean own_weight"):
-        check_source(faulty, tmp_path)
+        run_benchmark(faulty, tmp_path, out, device="cpu")
+    assert not out.exists()
 
 
 def test_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> None:
