@@ -521,8 +521,8 @@ class DualCLTrainer(nnUNetTrainer):
         if different and os.environ.get(CONFIG_VARIABLE):
             self.print_to_log_file(
                 f"{os.environ[CONFIG_VARIABLE]}, with what {type(self).__name__} has for the rest, says "
-                f"{', '.join(different)}. A training that goes on keeps the stored configuration; to train with another "
-                "one, move its output folder away."
+                f"{', '.join(different)}. A training that goes on keeps the stored configuration; to train with "
+                "another one, move its output folder away."
             )
         self._apply(stored)
         super().load_checkpoint(filename_or_checkpoint)
