@@ -115,7 +115,8 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
     compares the arm with the lower bound over the draws that both have; ``gap_low`` and ``gap_high`` bound its 95 %
     interval over cases. ``hd95_median_mm`` is the median over cases and labels, which a missed structure hardly moves.
     """
-    by_draw = section.scores.groupby(["arm", "draw"]).mean()
+    scores = section.scores
+    by_draw = scores.groupby(["arm", "draw"]).mean()
     by_class = section.cases.groupby(["arm", "draw", "label"])[list(METRICS)].mean()
     by_class = by_class.groupby(["arm", "label"]).mean()
     costs = section.jobs.groupby("arm")[list(COSTS)].mean()
@@ -130,7 +131,7 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
                 "jobs": int((section.jobs["arm"] == arm).sum()),
                 **means.mean().to_dict(),
                 "dice_sd": float(means["dice"].std()),
-                **_gap(section, arm),
+                **_gap(section, scores["dice"], arm),
                 "hd95_median_mm": float(section.cases.loc[section.cases["arm"] == arm, "hd95_mm"].median()),
                 "per_class": by_class.loc[arm].to_dict(orient="index"),
                 **costs.loc[arm].to_dict(),
@@ -249,12 +250,11 @@ def _uncompared(section: Section) -> list[str]:
     ]
 
 
-def _gap(section: Section, arm: str) -> dict[str, float]:
-    """Share of the gap and its interval; NaN where a bound is missing."""
+def _gap(section: Section, dice: pd.Series, arm: str) -> dict[str, float]:
+    """Share of the gap and its interval, of ``dice`` by arm, draw and case; NaN where a bound is missing."""
     nan = float("nan")
     if section.lower not in section.arms or section.upper not in section.arms:
         return {"gap_closed": nan, "gap_low": nan, "gap_high": nan}
-    dice = section.scores["dice"]
     ours, low, high = (dice.loc[name].unstack("draw") for name in (arm, section.lower, section.upper))
     if arm != section.upper:  # with all labels there is no draw to match
         draws = _common_draws(section, section.lower, arm)
