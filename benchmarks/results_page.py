@@ -4,7 +4,8 @@
     python benchmarks/results_page.py --add FOLDER --as hippocampus_cpu # store a benchmark's results first
 
 Scores, curves and records are stored, in benchmarks/results/NAME/jobs; no image, prediction or weight is. Each store's
-tables stand between two markers of the page, and nothing else of it is touched.
+tables stand between two markers of the page, a summary of the stores that its marker names between two more; nothing
+else of the page is touched.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.benchmark.arms import LOWER_BOUND, UPPER_BOUND
 from nnunet_dualcl.benchmark.charts import arm_styles, overview, svg
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import (
+    ALL_LABELED,
     CASES_FILE,
     CURVES_FILE,
     JOB_FILE,
@@ -48,6 +50,23 @@ ROOT = Path(__file__).parents[1]
 STORES = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 _MARKED = re.compile(r"(<!-- results of (\w+) -->\n).*?(<!-- end of \2 -->)", re.S)
+_SUMMARY = re.compile(r"(<!-- summary of ([\w, ]+) -->\n).*?(<!-- end of summary -->)", re.S)
+_OURS, _CONTROL = "dualcl", "dualcl_labeled_only"
+
+
+class _Part(NamedTuple):
+    """One number of labeled cases, with its rows."""
+
+    section: Section
+    arms: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+
+
+class _Store(NamedTuple):
+    name: str
+    results: Results
+    protocol: Protocol
+    parts: list[_Part]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,53 +103,80 @@ def store(folder: Path, target: Path) -> int:
 
 
 def rewritten(page: str, stores: Path) -> str:
-    """The page with the tables of every store that it has a place for."""
+    """The page with the tables of every store that it has a place for, and their summary."""
+    found = {name: _read(stores / name) for name in _stores_of(page)}
 
     def replaced(match: re.Match[str]) -> str:
-        name = match[2]
-        shown = tables(name, load_results(stores / name), Protocol.from_yaml(stores / name / PROTOCOL_FILE))
-        return f"{match[1]}\n{shown}\n{match[3]}"
+        return f"{match[1]}\n{tables(found[match[2]])}\n{match[3]}"
 
-    return _MARKED.sub(replaced, page)
+    def summarized(match: re.Match[str]) -> str:
+        lines = summary([found[name] for name in match[2].split(", ")])
+        return "\n".join([match[1], *lines, "", match[3]])
+
+    return _SUMMARY.sub(summarized, _MARKED.sub(replaced, page))
+
+
+def _read(folder: Path) -> _Store:
+    results, protocol = load_results(folder), Protocol.from_yaml(folder / PROTOCOL_FILE)
+    parts = sections(results, protocol.baselines, LOWER_BOUND, UPPER_BOUND, tuple(protocol.arms))
+    shown = [_Part(part, arm_rows(part), comparison_rows(part)) for part in parts]
+    add_corrected([row for part in shown for row in part.differences])
+    return _Store(folder.name, results, protocol, shown)
 
 
 def figures(folder: Path) -> dict[str, str]:
     """The figures of a store, SVG, by their paths beside the page: one for each number of labeled cases."""
-    protocol = Protocol.from_yaml(folder / PROTOCOL_FILE)
+    store = _read(folder)
     drawn = {}
-    for part in _parts(load_results(folder), protocol):
-        titles = {arm: _title(arm, protocol) for arm in part.arms}
-        figure = overview(part, arm_rows(part), comparison_rows(part), arm_styles(part.arms), titles)
-        drawn[_figure_file(folder.name, part)] = svg(figure)
+    for section, arms, differences in store.parts:
+        titles = {arm: _title(arm, store.protocol) for arm in section.arms}
+        figure = overview(section, arms, differences, arm_styles(section.arms), titles)
+        drawn[_figure_file(store.name, section)] = svg(figure)
     return drawn
 
 
-def tables(name: str, results: Results, protocol: Protocol) -> str:
+def summary(stores: Sequence[_Store]) -> list[str]:
+    """Markdown: Dice and the differences that matter, a row for each number of labels that leaves cases unlabeled."""
+    head = ["data", "labels", "stock nnU-Net", "DualCL", "exported", "labeled scans only", "stock, all labels"]
+    head += ["DualCL less stock", "less labeled scans only"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for store in stores:
+        for section, arms, differences in store.parts:
+            if section.labeled == ALL_LABELED:
+                continue
+            lacking = lacking_draws(section)
+            dice = {row["arm"]: f"{row['dice']:.4f}{_draws_of(row) if row['arm'] in lacking else ''}" for row in arms}
+            shown = [dice.get(arm, "") for arm in (LOWER_BOUND, _OURS, f"{_OURS}_exported", _CONTROL, section.upper)]
+            pooled = {(row["arm"], row["baseline"]): row for row in differences if row["draw"] == POOLED}
+            gain, control = pooled.get((_OURS, LOWER_BOUND)), pooled.get((_CONTROL, _OURS))
+            shown += ["" if gain is None else _interval(gain), "" if control is None else _interval(control, sign=-1)]
+            lines.append(_row([store.protocol.title, section.labeled, *shown]))
+    return lines
+
+
+def tables(store: _Store) -> str:
     """Markdown: how the results of a store were made, for each number of labeled cases the arms and the differences."""
-    parts = _parts(results, protocol)
-    compared = {part.labeled: comparison_rows(part) for part in parts}
-    add_corrected([row for rows in compared.values() for row in rows])
+    results, protocol = store.results, store.protocol
     lines = [_made_by(results, protocol)]
-    for part in parts:
-        heading = f"{protocol.title}: {part.labeled} labeled cases"
-        lines += ["", f"### {heading}", "", f"![Dice by arm. {heading}]({_figure_file(name, part)})", ""]
-        lacking = lacking_draws(part)
-        lines += _arms_table([row for row in arm_rows(part) if row["arm"] not in lacking], protocol)
+    for section, arms, differences in store.parts:
+        heading = f"{protocol.title}: {section.labeled} labeled cases"
+        lines += ["", f"### {heading}", "", f"![Dice by arm. {heading}]({_figure_file(store.name, section)})", ""]
+        lacking = lacking_draws(section)
+        lines += _arms_table([row for row in arms if row["arm"] not in lacking], protocol)
         if lacking:
-            (draw, *_) = sorted(set(part.jobs.loc[part.jobs["arm"].isin(lacking), "draw"]))
+            (draw, *_) = sorted(set(section.jobs.loc[section.jobs["arm"].isin(lacking), "draw"]))
             lines += ["", f"Draw {draw} alone, for arms that lack others:", ""]
-            lines += _arms_table(arm_rows(of_draw(part, draw)), protocol)
-        lines += ["", *_differences_table(compared[part.labeled], protocol)]
-        lines += ["", *[f"- {note}" for note in notes(part, results)]]
+            lines += _arms_table(arm_rows(of_draw(section, draw)), protocol)
+        lines += ["", *_differences_table([row for row in differences if row["arm"] == section.focus], protocol)]
+        if others := [row for row in differences if row["arm"] != section.focus]:
+            lines += ["", "<details><summary>Differences of the other arms</summary>", ""]
+            lines += [*_differences_table(others, protocol), "", "</details>"]
+        lines += ["", *[f"- {note}" for note in notes(section, results)]]
     planned = {job.name for job in protocol.jobs()}
     missing = sorted(planned - set(results.jobs["name"]))
     if missing:
         lines.append(f"- Not run yet, {len(missing)} of {len(planned)} jobs: {', '.join(missing)}.")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
-
-
-def _parts(results: Results, protocol: Protocol) -> list[Section]:
-    return sections(results, protocol.baselines, LOWER_BOUND, UPPER_BOUND, tuple(protocol.arms))
 
 
 def _figure_file(name: str, part: Section) -> str:
@@ -192,8 +238,15 @@ def _differences_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) ->
     return lines
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{row['mean_difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+def _interval(row: Mapping[str, Any], sign: int = 1) -> str:
+    """Of the difference, or with ``sign`` -1 of the one that is taken the other way."""
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    return f"{sign * row['mean_difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _draws_of(row: Mapping[str, Any]) -> str:
+    draws = row["draws"]
+    return f" (draw{'s' if len(draws) > 1 else ''} {', '.join(map(str, draws))})"
 
 
 def _title(arm: str, protocol: Protocol) -> str:

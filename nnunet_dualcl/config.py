@@ -133,7 +133,7 @@ class DualCLConfig:
     verification_confidence: float = 0.6
     """T, the least probability with which a decoder asserts a class."""
     verification_on: Literal["both", "labeled", "unlabeled"] = "labeled"
-    """Halves of the batch on which L_reg acts; on unlabeled patches it cost Dice (docs/benchmarks.md)."""
+    """Halves of the batch on which L_reg acts; on unlabeled patches it cost Dice (docs/settings_tried.md)."""
 
     contrastive_weight: float = 0.1
     """w_c, weight of the contrastive reliability term L_c."""

@@ -218,7 +218,7 @@ def test_dice_of_trainings_stands_in_the_result_file() -> None:
     for row in rows:
         cases = row["dice_per_case"].values()
         assert sum(map(sum, cases)) / (2 * len(cases)) == pytest.approx(row["mean_dice"], abs=1e-4)
-    tried = read("docs/benchmarks.md").split("## What was tried")[1]
+    tried = read("docs/settings_tried.md")
     shown = re.findall(r"^\|.*\| ([\d,]+) \| (0\.\d{4}) \|", tried, re.M)
     assert sorted((int(steps.replace(",", "")), dice) for steps, dice in shown) == stored
 
@@ -238,7 +238,7 @@ def test_outline_and_parts_are_those_of_the_result_file() -> None:
             values = [case[key] for case in row["per_case"].values()]
             assert sum(values) / len(values) == pytest.approx(row[key], abs=1e-4)
     stock, ours = ([row for row in rows if row["training"] == name] for name in ("stock nnU-Net", "DualCL"))
-    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    page = re.sub(r"\s+", " ", read("docs/settings_tried.md"))
     assert f"On the {rows[0]['cases']} pool cases" in page
     outline = [
         f"from {a['whole']:.3f} to {b['whole']:.3f} in draw {a['draw']}" for a, b in zip(stock, ours, strict=True)
@@ -249,7 +249,7 @@ def test_outline_and_parts_are_those_of_the_result_file() -> None:
 
 
 def test_costs_stand_in_the_result_files() -> None:
-    page = read("docs/benchmarks.md")
+    page = read("docs/costs.md")
     step = json.loads(read("benchmarks/results/step_cost.json"))
     seconds, memory, ratio = step["seconds"], step["peak_memory_mib"], step["ratios"]
     titles = {
@@ -302,7 +302,7 @@ def test_costs_stand_in_the_result_files() -> None:
 
 
 def test_costs_on_a_gpu_stand_in_the_result_files() -> None:
-    section = read("docs/benchmarks.md").split("On an H100 (fp16")[1].split("\n## ")[0]
+    section = read("docs/costs.md").split("On an H100 (fp16")[1].split("\n## ")[0]
     runs = [
         json.loads(read(f"benchmarks/results/step_cost_gpu{name}.json")) for name in ("", "_small", "_small_compiled")
     ]
@@ -398,7 +398,7 @@ def test_distances_on_openkbp_are_those_of_the_stored_cases() -> None:
 
 
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
-    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    page = re.sub(r"\s+", " ", read("docs/settings_tried.md"))
     stored = json.loads(read("benchmarks/results/teacher_view.json"))["rows"]
     moved = [row for row in stored if row["rotated_and_scaled"]]
     assert len(moved) == 4
@@ -412,7 +412,7 @@ def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:
 
 def test_the_cost_of_a_structure_set_is_the_stored_run() -> None:
     stored = json.loads(read("benchmarks/results/rtstruct_cost.json"))
-    section = read("docs/benchmarks.md").split("## What converting a DICOM structure set costs")[1].split("\n## ")[0]
+    section = read("docs/costs.md").split("## What converting a DICOM structure set costs")[1].split("\n## ")[0]
     rows = {
         "reading and filling here": "dualcl",
         "the same, half of the slices": "half the slices",

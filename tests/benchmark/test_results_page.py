@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import yaml
 from synthetic_store import HEAD_DICE, write_store
@@ -68,6 +69,41 @@ def test_results_are_stored_without_volumes_and_shown_between_their_markers(
     assert "| DualCL | 1 | 0.7167 |" in first
     assert "- Not run yet, 1 of 8 jobs: cps_3_0." in shown
     assert script.rewritten(shown, stores) == shown
+
+
+def test_the_summary_tells_the_gain_and_what_the_control_leaves_of_it(script: ModuleType, tmp_path: Path) -> None:
+    scores = {
+        ("stock", 3, 0): (0.5, 0.6, 0.7), ("stock", 3, 1): (0.4, 0.5, 0.6),
+        ("dualcl", 3, 0): (0.7, 0.8, 0.9), ("dualcl", 3, 1): (0.6, 0.7, 0.8),
+        ("dualcl_labeled_only", 3, 1): (0.5, 0.6, 0.7),
+        ("stock_all", "all", 0): (0.8, 0.9, 1.0),
+    }  # fmt: skip
+    store = write_store(tmp_path / "toy", scores)
+    arms = {"stock": 2, "dualcl": 2, "dualcl_labeled_only": 2, "stock_all": 1}
+    (store / "protocol.yaml").write_text(
+        yaml.safe_dump({**PROTOCOL, "arms": arms, "baselines": ["stock"]}), encoding="utf-8"
+    )
+    page = "<!-- summary of toy -->\n<!-- end of summary -->\n<!-- results of toy -->\n<!-- end of toy -->\n"
+    shown = script.rewritten(page, tmp_path)
+    (row,) = [line for line in shown.split("<!-- end of summary -->")[0].splitlines() if line.startswith("| Toy |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    dice = {arm: [load_dice(store, arm, labeled, draw) for draw in draws] for arm, labeled, draws in (
+        ("stock", 3, (0, 1)), ("dualcl", 3, (0, 1)), ("dualcl_labeled_only", 3, (1,)), ("stock_all", "all", (0,)),
+    )}  # fmt: skip
+    means = {arm: sum(values) / len(values) for arm, values in dice.items()}
+    assert cells[2:4] == [f"{means['stock']:.4f}", f"{means['dualcl']:.4f}"]
+    assert cells[5] == f"{means['dualcl_labeled_only']:.4f} (draw 1)"
+    assert cells[6] == f"{means['stock_all']:.4f} (draw 0)"
+    assert cells[7].startswith(f"{means['dualcl'] - means['stock']:+.4f} [+")
+    assert cells[8].startswith(f"{dice['dualcl'][1] - means['dualcl_labeled_only']:+.4f} [+")
+    assert script.rewritten(shown, tmp_path) == shown
+
+
+def load_dice(store: Path, arm: str, labeled: int | str, draw: int) -> float:
+    """Mean over classes, then over cases."""
+    cases = pd.read_csv(store / "jobs" / f"{arm}_{labeled}_{draw}" / "cases.csv", keep_default_na=False)
+    cases["dice"] = pd.to_numeric(cases["dice"], errors="coerce")
+    return float(cases.groupby("case")["dice"].mean().mean())
 
 
 def test_commits_of_a_job_that_was_continued_are_named_once(
