@@ -244,6 +244,12 @@ def _of_processes(place: Place) -> dict[str, Any]:
     }
 
 
+def _twice_the_batch(place: Place) -> Trained:
+    """Train with as many patches a step as a training that adds an unlabeled half."""
+    own_data.with_twice_the_batch(place.source, place.own_preprocessed, place.split)
+    return _train(place, fold=0, preprocessed=place.own_preprocessed)
+
+
 def _ensemble(place: Place) -> Trained:
     """Two trainings side by side as two folds of one model, which nnU-Net's predictor averages."""
     first, (fold,), first_checkpoint = _train(place)
@@ -298,6 +304,7 @@ def _exported(place: Place) -> Place:
 
 _PROCEDURES: Mapping[Procedure, Callable[[Place], Trained]] = {
     "train": _train,
+    "twice_the_batch": _twice_the_batch,
     "ensemble": _ensemble,
     "self_training": _self_training,
     "labeled_only": _labeled_only,
@@ -325,6 +332,8 @@ def _batch_size(place: Place) -> int:
     protocol, arm = place.protocol, place.arm
     plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
     planned: int = plans.get_configuration(protocol.configuration).batch_size
+    if arm.procedure == "twice_the_batch":
+        return 2 * planned
     config = protocol.training_config(arm, draw=place.job.draw)
     if not reads_config(find_trainer(arm.trainer)) or not config.uses_unlabeled or config.split_batch:
         return planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.splits import Split, write_splits
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import SPLITS_FILE, unlabeled_preprocessed_folder
@@ -40,6 +42,17 @@ class Source:
     def manager(self) -> PlansManager:
         """nnU-Net's view of the plans."""
         return PlansManager(str(self.folder / f"{self.plans}.json"))
+
+
+def with_twice_the_batch(source: Source, ours: Path, split: Mapping[str, list[str]]) -> None:
+    """Fold 0 of ``ours`` has the same cases, and plans whose batch is twice as large."""
+    target, configuration = _begun(source, ours, split)
+    plans_file = target / f"{source.plans}.json"
+    plans = json.loads((source.folder / plans_file.name).read_text(encoding="utf-8"))
+    plans["configurations"][source.configuration]["batch_size"] = 2 * configuration.batch_size
+    write_text(plans_file, json.dumps(plans, indent=2) + "\n")
+    fold: Split = {"train": split["train"], "val": split["val"]}
+    write_splits(target / SPLITS_FILE, [fold], force=True)
 
 
 def with_pseudo_labels(
