@@ -352,6 +352,13 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     ours, exported = dice["DualCL"], dice["DualCL, exported: decoder A alone"]
     assert f"mean Dice {ours:.3f} ({exported:.3f} exported, see below)," in text
     assert f", stock nnU-Net on the same 5 labels {few:.3f}, on all 130 labels {many:.3f};" in text
+    cases = load_results(ROOT / "benchmarks" / "results" / "hippocampus_cpu").cases
+    by_case = cases[cases["labeled"] == 5].groupby(["arm", "draw", "case"])["dice"].mean()
+    pairs = {draw: (by_case["dualcl", draw], by_case["dualcl_labeled_only", draw]) for draw in range(3)}
+    less = pooled_comparison(pairs)
+    assert f"in their place DualCL is only {less.mean_difference:.4f} lower." in text
+    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    assert f"DualCL is {less.mean_difference:.4f} [{less.low:.4f}, {less.high:.4f}] above it" in page
     dice = dice_of("hippocampus_cpu", 10)
     few, ours, exported = (dice[arm] for arm in ("stock nnU-Net", "DualCL", "DualCL, exported: decoder A alone"))
     assert f"; with 10 labels {ours:.3f} ({exported:.3f}), stock {few:.3f}." in text
