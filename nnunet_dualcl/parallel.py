@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -46,7 +49,7 @@ def _pooled(
     """Take cases from ``waiting`` until there are none or the pool breaks; returns those at work when it broke."""
     # spawn, as nnU-Net does: forking after torch and SimpleITK started threads can deadlock
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(processes, len(waiting)), mp_context=context)
+    executor = ProcessPoolExecutor(min(processes, len(waiting)), mp_context=context, initializer=_end_with_the_parent)
     broken: dict[str, BrokenProcessPool] = {}
     flying: dict[Future[Any], str] = {}
     try:
@@ -69,6 +72,18 @@ def _pooled(
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return broken
+
+
+def _end_with_the_parent() -> None:
+    """Workers of a pool whose process was killed would wait for ever, with all their memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _outcome(function: Callable[[str, Argument], Result], case: str, argument: Argument) -> Result | Exception:
