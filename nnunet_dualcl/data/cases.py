@@ -74,7 +74,10 @@ def read_splits(preprocessed_dataset_folder: Path) -> list[dict[str, list[str]]]
 
 
 def read_split(preprocessed_dataset_folder: Path, fold: int | str) -> dict[str, list[str]] | None:
-    """The entry of a fold in nnU-Net's split file, or None where there is no file, no such fold, or fold is "all"."""
+    """The entry of a fold in nnU-Net's split file, or None where there is no file, no such fold, or fold is "all".
+
+    Of all three nnU-Net decides itself: it draws five folds, an 80:20 split, or takes all labeled cases.
+    """
     splits = [] if fold == "all" else read_splits(preprocessed_dataset_folder)
     return splits[int(fold)] if fold != "all" and int(fold) < len(splits) else None
 

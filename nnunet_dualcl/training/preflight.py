@@ -51,6 +51,9 @@ def check_split(
 ) -> list[str]:
     """Refuse a fold that nnU-Net could not draw, or one without training or validation cases.
 
+    Beyond the folds of the split file nnU-Net draws a seeded 80:20 split of all labeled cases. Where the file lists
+    unlabeled cases that would use their labels, and is refused.
+
     Args:
         base: preprocessed dataset, with the split file.
         labeled_folder: preprocessed labeled cases of the plans.
@@ -92,12 +95,13 @@ def check_split(
             f"lists as unlabeled: {first_few(sorted(unlabeled))}."
         )
         return late + ([note] if unlabeled else [])
-    if (base / SPLITS_FILE).is_file():
+    if unlabeled:
         raise DualCLError(
-            f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(splits) - 1}. Train one of "
-            "these, or write more draws with: dualcl split --draws N --force"
+            f"{base / SPLITS_FILE} has no fold {fold}: it holds folds 0 to {len(splits) - 1}, and beyond them nnU-Net "
+            "would use the labels of cases that it lists as unlabeled. Train one of these, or write more draws with: "
+            "dualcl split --draws N --force"
         )
-    if len(preprocessed) < _STOCK_FOLDS:
+    if not (base / SPLITS_FILE).is_file() and len(preprocessed) < _STOCK_FOLDS:
         raise DualCLError(
             f"{len(preprocessed)} preprocessed labeled case(s) in {labeled_folder} are too few for nnU-Net's own "
             f"{_STOCK_FOLDS}-fold split. Write one with: dualcl split -d {base.name} --labeled N --val M"

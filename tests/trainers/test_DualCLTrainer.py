@@ -464,7 +464,21 @@ def test_too_few_labeled_cases_for_nnunets_own_split(toy: Any, configure: Any) -
         toy.trainer(DualCLTrainer).run_training()
 
 
-def test_a_fold_beyond_the_split_file_is_refused(toy: Any, configure: Any) -> None:
+def test_a_fold_beyond_nnunets_own_split_starts_again_with_the_same_cases(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    (toy.preprocessed / "splits_final.json").unlink()
+    starts = []
+    for _ in range(2):
+        trainer = toy.trainer(DualCLTrainer, fold=7)
+        trainer.on_train_start()  # the first one has nnU-Net write five folds
+        starts.append((trainer.do_split(), trainer.unlabeled_keys))
+    assert starts[0] == starts[1]
+    (train, validation), unlabeled = starts[0]
+    assert sorted(train + validation) == ["lab_0", "lab_1", "lab_2", "tr_0", "tr_1", "val_0"]
+    assert unlabeled == ["unl_0", "unl_1"]
+
+
+def test_a_fold_beyond_a_split_file_with_unlabeled_cases_is_refused(toy: Any, configure: Any) -> None:
     configure(**SHORT)
     with pytest.raises(DualCLError, match=r"splits_final\.json has no fold 9: it holds folds 0 to 0"):
         toy.trainer(DualCLTrainer, fold=9).run_training()

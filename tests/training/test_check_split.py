@@ -61,6 +61,15 @@ def test_labeled_cases_that_came_later_are_noted_with_the_command(tmp_path: Path
     assert notes == [f"Not preprocessed yet, and left out: late, later of imagesTr. Run: {PREPROCESS}"]
 
 
+def test_a_fold_beyond_the_file_is_nnunets_to_draw_where_it_lists_no_unlabeled_case(tmp_path: Path) -> None:
+    folds = {"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"], "unlabeled": []}
+    write(tmp_path, *folds, preprocessed="ab")
+    assert check_split(tmp_path, tmp_path, 7, raw=(), preprocess=PREPROCESS) == []
+    write(tmp_path, *folds, {"train": ["a"], "val": ["b"], "unlabeled": ["c"]}, preprocessed="c")
+    with pytest.raises(DualCLError, match=r"has no fold 7: it holds folds 0 to 2, .* write more draws with: dualcl"):
+        check_split(tmp_path, tmp_path, 7, raw=(), preprocess=PREPROCESS)
+
+
 def test_cases_that_a_training_saw_are_no_validation_cases() -> None:
     check_unseen({"a", "b"}, ["c", "d"], 3)
     with pytest.raises(DualCLError, match=r"lists a, b as validation of fold 3, .* saw them: .* train it anew"):
