@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import dataset_name, required_folder
+from nnunet_dualcl.layout import dataset_name, folder_if_set, required_folder
 
 _WITH_A_VALUE = (
     *("-num_gpus", "-pretrained_weights", "-i", "-o", "-part_id", "-num_parts"),
@@ -105,7 +105,7 @@ def check_predict(arguments: Sequence[str]) -> None:
 
 def _check_images(folder: Path, model: Path) -> None:
     """nnU-Net ends in a traceback on a wrong folder, name or number of channels, and passes over other file endings."""
-    from nnunet_dualcl.data.cases import list_case_images, misnamed_files
+    from nnunet_dualcl.data.cases import files_a_case, list_case_images, misnamed_files, raw_training_images
     from nnunet_dualcl.data.plans import read_json
 
     dataset_json = read_json(model / "dataset.json")
@@ -122,12 +122,14 @@ def _check_images(folder: Path, model: Path) -> None:
             f"{found}. Rename them, or take them out of it."
         )
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    wrong = [f"{case} ({len(files)})" for case, files in images.items() if len(files) != len(channels)]
-    if wrong and any(len(files) > 1 for files in images.values()):  # color images hold all channels in one file
+    own = raw_training_images(folder_if_set("nnUNet_raw") / model.parent.name, dataset_json)
+    expected = files_a_case((own or images).values(), len(channels))
+    wrong = [f"{case} ({len(files)})" for case, files in images.items() if len(files) != expected]
+    if wrong:
         raise DualCLError(
-            f"{folder}: {first_few(wrong)} with other than one file a channel. The "
-            f"model takes {len(channels)}: {', '.join(map(str, channels.values()))}. Add what is missing or take the "
-            "cases out."
+            f"{folder}: {first_few(wrong)} with other than {expected} image file(s), which "
+            f"{'those of the dataset' if own else 'other cases'} have. The model takes {len(channels)} channel(s): "
+            f"{', '.join(map(str, channels.values()))}. Add what is missing or take the cases out."
         )
 
 

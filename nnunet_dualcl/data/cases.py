@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
 
 CaseImages = dict[str, list[Path]]
-"""Case name -> its image files, one a channel, in channel order."""
+"""Case name -> its image files in channel order; each holds a channel, or several (colors, 4D images)."""
 
 _DOCUMENT_ENDINGS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xls", ".xlsx", ".ini", ".db")
 _HIDDEN = (".", "@", "__")
@@ -47,6 +47,14 @@ def raw_training_images(raw_dataset_folder: Path, dataset_json: Mapping[str, Any
         case: [raw_dataset_folder / os.path.expandvars(image) for image in listed[case]["images"]]
         for case in sorted(listed)
     }
+
+
+def files_a_case(cases: Iterable[Sequence[Path]], channels: int) -> int:
+    """Of how many image files a complete case is made: as many as any of ``cases`` has, at most one a channel.
+
+    There are fewer files than channels where one holds several of them; without cases, one a channel is expected.
+    """
+    return min(channels, max(map(len, cases), default=channels))
 
 
 def read_splits(preprocessed_dataset_folder: Path) -> list[dict[str, list[str]]]:
@@ -104,9 +112,12 @@ def unlabeled_case_images(
 ) -> CaseImages:
     """Images of all unlabeled cases: those in ``imagesUnlabeled`` and those ``listed`` by name in the split file.
 
+    A case is made of as many files as the labeled ones; where these are not at hand (a compute node), of as many as
+    the others. How many channels are in them shows when they are read.
+
     Raises:
         DualCLError: a listed name has no image, a name stands for two different images, a case has a wrong number of
-            channels, or an image in ``imagesUnlabeled`` is not named as nnU-Net wants it.
+            files, or an image in ``imagesUnlabeled`` is not named as nnU-Net wants it.
     """
     training = raw_training_images(raw_dataset_folder, dataset_json)
     own_folder = list_case_images(raw_dataset_folder / IMAGES_UNLABELED, dataset_json["file_ending"])
@@ -132,9 +143,9 @@ def unlabeled_case_images(
             f"segmentation of {shadowed[0]} under that name. Rename it, or take it out if it is a segmentation."
         )
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    # where each labeled case is a single file, that file holds all channels: color images
-    in_one_file = bool(training) and all(len(files) == 1 for files in training.values())
-    expected = [f"_{file:04d}{dataset_json['file_ending']}" for file in range(1 if in_one_file else len(channels))]
+    labeled = [files for case, files in training.items() if case not in cases]
+    number = files_a_case(labeled or cases.values(), len(channels))
+    expected = [f"_{file:04d}{dataset_json['file_ending']}" for file in range(number)]
     wrong = [
         f"{case} ({', '.join(path.name for path in files)} in {files[0].parent})"
         for case, files in sorted(cases.items())
@@ -143,9 +154,9 @@ def unlabeled_case_images(
     ]
     if wrong:
         raise DualCLError(
-            f"Unlabeled cases with other than one image file a channel: {first_few(wrong, '; ')}. "
-            f"dataset.json names {len(channels)} channel(s): "
-            f"{', '.join(str(name) for name in channels.values())}; expected files end in {', '.join(expected)}. "
+            f"Unlabeled cases with missing or surplus image files: {first_few(wrong, '; ')}. "
+            f"dataset.json names {len(channels)} channel(s): {', '.join(str(name) for name in channels.values())}; "
+            f"expected files end in {', '.join(expected)}, as those of {'labeled' if labeled else 'other'} cases do. "
             "Add the missing channels or take the cases out."
         )
     return dict(sorted(cases.items()))

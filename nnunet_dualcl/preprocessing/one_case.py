@@ -126,10 +126,8 @@ def _checked_run(
 ) -> Any:
     """nnU-Net's ``run_case_npy`` behind a look at the image (channels, z, y, x); notes which files it came from."""
     if data.shape[0] != channels:
-        raise ValueError(
-            f"{data.shape[0]} channels in these files, dataset.json names {channels}; split 4D images into one file "
-            "a channel"
-        )
+        fix = "split 4D images into one file a channel" if data.shape[0] > channels else "add what is missing"
+        raise ValueError(f"{data.shape[0]} channels in these files, dataset.json names {channels}; {fix}")
     if patch_dimension == 3 and 1 in data.shape[1:]:
         raise ValueError(
             f"a single slice (shape {data.shape[1:]}) among 3D images; take it out or use a 2d configuration"

@@ -105,16 +105,45 @@ def test_images_that_nnunet_would_fall_over_are_named(fold: Path, toy: Any, tmp_
             check_predict(predict_from(folder))
 
 
-def test_a_case_without_all_channels_is_named(fold: Path, toy: Any) -> None:
-    images = toy.raw / "imagesTr"
+@pytest.mark.parametrize("raw_is_there", [True, False])
+def test_a_case_without_all_channels_is_named(fold: Path, toy: Any, tmp_path: Path, raw_is_there: bool) -> None:
+    images = shutil.copytree(toy.raw / "imagesTr", tmp_path / "input")
+    if not raw_is_there:
+        shutil.rmtree(toy.raw)
     (images / "notes.txt").touch()
     (images / "tr_0_0000.nii.gz").unlink()
-    with pytest.raises(DualCLError, match=r"imagesTr: tr_0 \(1\) with other than .* The model takes 2: T1, T2\. Add"):
+    whose = "those of the dataset" if raw_is_there else "other cases"
+    message = (
+        rf"input: tr_0 \(1\) with other than 2 image .* {whose} have\. The model takes 2 channel\(s\): T1, T2\. Add"
+    )
+    with pytest.raises(DualCLError, match=message):
         check_predict(predict_from(images))
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, "RGB"), (2, "RGBrgb")])
+@pytest.mark.parametrize("raw_is_there", [True, False])
+def test_a_file_may_hold_several_channels_as_in_training(
+    fold: Path, toy: Any, tmp_path: Path, count: int, names: str, raw_is_there: bool
+) -> None:
+    content = json.loads((fold.parent / "dataset.json").read_text(encoding="utf-8"))
+    content["channel_names"] = dict(enumerate(names))
+    (fold.parent / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    checkpoint["init_args"]["dataset_json"] = content
+    torch.save(checkpoint, fold / "checkpoint_final.pth")
+    images = toy.raw / "imagesTr" if raw_is_there else tmp_path / "input"
+    if not raw_is_there:
+        (toy.raw / "imagesTr").rename(images)
     for image in images.glob("*_0001.nii.gz"):
-        image.unlink()
-    (images / "tr_0_0000.nii.gz").touch()
-    check_predict(predict_from(images))  # one file for all channels, as in color images
+        if count == 1:
+            image.unlink()
+    check_predict(predict_from(images))
+    (tmp_path / "other").mkdir()
+    for channel in range(count + 1):
+        (tmp_path / "other" / f"new_{channel:04d}.nii.gz").touch()
+    if raw_is_there:
+        with pytest.raises(DualCLError, match=rf"other: new \({count + 1}\) with other than {count} image file\(s\)"):
+            check_predict(predict_from(tmp_path / "other"))
 
 
 def test_a_misspelled_trainer_is_refused_with_the_right_name(toy: Any) -> None:

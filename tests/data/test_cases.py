@@ -169,26 +169,52 @@ def test_a_wrong_number_of_channels_names_all_cases(raw: Path) -> None:
     (raw / "imagesTr" / "c_0001.nii.gz").unlink()
     touch(raw / "imagesUnlabeled", ["y_0002.nii.gz"])
     with pytest.raises(
-        DualCLError, match=r"a channel: c \(c_0000\.nii\.gz in .*imagesTr\); y \(.*y_0002\.nii\.gz in .*Unlabeled\)\."
+        DualCLError, match=r"image files: c \(c_0000\.nii\.gz in .*imagesTr\); y \(.*y_0002\.nii\.gz in .*Unlabeled\)\."
     ) as error:
         unlabeled_case_images(raw, TWO_CHANNELS, ["b", "c"])
-    assert "names 2 channel(s): T1, T2; expected files end in _0000.nii.gz, _0001.nii.gz." in str(error.value)
+    expected = "names 2 channel(s): T1, T2; expected files end in _0000.nii.gz, _0001.nii.gz, as those of labeled cases"
+    assert expected in str(error.value)
 
 
 def test_a_wrong_channel_number_is_not_taken_for_another(raw: Path) -> None:
     (raw / "imagesUnlabeled" / "x_0001.nii.gz").rename(raw / "imagesUnlabeled" / "x_0002.nii.gz")
-    with pytest.raises(DualCLError, match=r"a channel: x \(x_0000\.nii\.gz, x_0002\.nii\.gz in "):
+    with pytest.raises(DualCLError, match=r"image files: x \(x_0000\.nii\.gz, x_0002\.nii\.gz in "):
         unlabeled_case_images(raw, TWO_CHANNELS, [])
 
 
-def test_color_images_hold_their_channels_in_one_file(tmp_path: Path) -> None:
-    colors = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
-    touch(tmp_path / "imagesTr", ["a_0000.png", "b_0000.png"])
-    touch(tmp_path / "imagesUnlabeled", ["x_0000.png"])
-    assert list(unlabeled_case_images(tmp_path, colors, ["b"])) == ["b", "x"]
-    touch(tmp_path / "imagesUnlabeled", ["x_0001.png"])
-    with pytest.raises(DualCLError, match=r"x_0001\.png in .*expected files end in _0000\.png\."):
-        unlabeled_case_images(tmp_path, colors, ["b"])
+@pytest.mark.parametrize("with_labeled", [True, False])
+@pytest.mark.parametrize(("count", "surplus"), [(1, 2), (2, 3), (3, 4)])
+def test_a_file_may_hold_several_channels(tmp_path: Path, count: int, surplus: int, with_labeled: bool) -> None:
+    content = {"channel_names": {str(channel): "R" for channel in range(3 * count)}, "file_ending": ".nii.gz"}
+    touch(tmp_path / "imagesTr", channels("a", count) + channels("b", count) if with_labeled else [])
+    touch(tmp_path / "imagesUnlabeled", channels("x", count) + channels("y", count))
+    listed = ["b"] if with_labeled else []
+    assert list(unlabeled_case_images(tmp_path, content, listed)) == [*listed, "x", "y"]
+    touch(tmp_path / "imagesUnlabeled", channels("x", surplus))
+    other, whose = ("x", "labeled") if with_labeled else ("y", "other")
+    with pytest.raises(
+        DualCLError, match=rf"image files: {other} \([^;]*; expected .*, as those of {whose} cases do\."
+    ):
+        unlabeled_case_images(tmp_path, content, listed)
+
+
+@pytest.mark.parametrize("complete", ["imagesTr", "imagesUnlabeled"])
+def test_a_channel_that_most_unlabeled_cases_lack_is_missed_where_one_case_has_it(
+    tmp_path: Path, complete: str
+) -> None:
+    touch(tmp_path / "imagesUnlabeled", channels("x", 1) + channels("y", 1))
+    assert list(unlabeled_case_images(tmp_path, TWO_CHANNELS, [])) == ["x", "y"]  # 4D images, for all that is known
+    touch(tmp_path / complete, channels("a"))
+    with pytest.raises(DualCLError, match=r"image files: x \(x_0000\.nii\.gz in .*; y \(.* Add the missing channels"):
+        unlabeled_case_images(tmp_path, TWO_CHANNELS, [])
+
+
+def test_there_are_no_more_files_than_channels(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUnlabeled", channels("x", 3))
+    with pytest.raises(
+        DualCLError, match=r"x_0002\.nii\.gz in .*expected files end in _0000\.nii\.gz, _0001\.nii\.gz,"
+    ):
+        unlabeled_case_images(tmp_path, TWO_CHANNELS, [])
 
 
 @pytest.mark.parametrize("name", ["z.nii.gz", "z_000.nii.gz", "z_0000.nii", "z_0000.NRRD", "z_0000.img", "IM00001"])

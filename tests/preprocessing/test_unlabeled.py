@@ -422,6 +422,16 @@ def test_faulty_cases_are_reported_and_the_others_done(raw: Path) -> None:
     assert {path.name for path in report.folder.iterdir()} == expected
 
 
+def test_a_channel_that_all_cases_lack_is_missed_when_they_are_read(raw: Path) -> None:
+    shutil.rmtree(raw / "imagesTr")
+    set_split(raw.parents[1] / "preprocessed" / NAME, train=["lab"], val=["held_out"])
+    for image in (raw / "imagesUnlabeled").glob("*_0001.nii.gz"):
+        image.unlink()
+    failed = run().failed
+    assert sorted(failed) == ["u0", "u1", "u2"]
+    assert failed["u1"].endswith("1 channels in these files, dataset.json names 2; add what is missing")
+
+
 def test_several_channels_in_one_file_are_a_fault(raw: Path) -> None:
     image = sitk.GetImageFromArray(np.ones((9, 8, 7), np.float32))
     for channel in range(2):

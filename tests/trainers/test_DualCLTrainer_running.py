@@ -420,7 +420,7 @@ def unreadable(images: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (one_channel, "a channel: broken (broken_0000.nii.gz in {images}). dataset.json names 2 channel(s): T1, T2;"),
+        (one_channel, "image files: broken (broken_0000.nii.gz in {images}). dataset.json names 2 channel(s): T1, T2;"),
         (four_axes, "{images}/broken_0001.nii.gz: 6 channels in these files, dataset.json names 2; split 4D images"),
         (not_a_number, "broken ({images}/broken_0000.nii.gz, {images}/broken_0001.nii.gz: 1 voxels are NaN"),
         (one_slice, "{images}/broken_0001.nii.gz: a single slice (shape (1, 17, 21)) among 3D images"),

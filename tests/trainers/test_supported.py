@@ -138,22 +138,26 @@ def test_pasted_voxels_without_truth_carry_the_teachers_label(toy: Any, configur
 # ---- inputs
 
 
-def test_color_images(toy: Any, configure: Any) -> None:
+@pytest.mark.parametrize("files", [1, 2])
+def test_color_images(toy: Any, configure: Any, files: int) -> None:
     """Natural images: three channels in one PNG, two axes, no spacing."""
+    channels = 3 * files
     plans = toy.plans()
     plans["image_reader_writer"] = "NaturalImage2DIO"
     intensities = plans["foreground_intensity_properties_per_channel"]
-    intensities["2"] = intensities["1"]
+    intensities.update({str(channel): intensities["1"] for channel in range(2, channels)})
     plans["configurations"].pop("3d_fullres")
     flat = plans["configurations"]["2d"]
-    flat.update(spacing=[1.0, 1.0], normalization_schemes=["RGBTo01Normalization"] * 3, use_mask_for_norm=[False] * 3)
-    dataset_json = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": CLASSES, "file_ending": ".png"}
+    flat.update(spacing=[1.0, 1.0], normalization_schemes=["RGBTo01Normalization"] * channels)
+    flat["use_mask_for_norm"] = [False] * channels
+    names = dict(zip(map(str, range(channels)), "RGBRGB", strict=False))
+    dataset_json = {"channel_names": names, "labels": CLASSES, "file_ending": ".png"}
     for folder in ("imagesTr", "labelsTr", "imagesUnlabeled"):
         for file in sorted((toy.raw / folder).glob("*.nii.gz")):
             image = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
             middle = image[image.shape[0] // 2]
             file.unlink()
-            if file.name.endswith("_0001.nii.gz"):
+            if files == 1 and file.name.endswith("_0001.nii.gz"):
                 continue
             color = middle.astype(np.uint8) if folder == "labelsTr" else np.stack([30 * middle.clip(0, 8)] * 3, -1)
             sitk.WriteImage(
@@ -164,7 +168,7 @@ def test_color_images(toy: Any, configure: Any) -> None:
     configure(**{**SHORT, **FULL})
     trainer = toy.trainer(DualCLTrainer, "2d", plans=plans, dataset_json=dataset_json)
     train(trainer)
-    assert patches_of(next(trainer.dataloader_train)).unlabeled.shape == (2, 3, 12, 16)
+    assert patches_of(next(trainer.dataloader_train)).unlabeled.shape == (2, channels, 12, 16)
 
 
 @pytest.mark.parametrize("masked", [False, True])
