@@ -17,7 +17,7 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PREPROCESSED_STAMP_FILE
 
 MADE_OF = "dualcl_images"
-"""Entry of a case's properties: the image files it was made of."""
+"""Entry of a case's properties: the image files it was made of, for TIFF also the one with the spacing."""
 
 
 def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,16 +65,29 @@ def refuse_other_plans(folder: Path, decisive: Mapping[str, Any]) -> None:
 
 
 def identity(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells later whether the images are still the same."""
-    return [
-        {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "modified_ns": path.stat().st_mtime_ns,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in files
-    ]
+    """What tells later whether the images, and a TIFF's file with the spacing, are still the same."""
+    return [_identity(path) for path in (*files, *_spacing_file(files))]
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return {**_look(path), "sha256": digest}
+
+
+def _look(path: Path) -> dict[str, Any]:
+    """Without its contents; that it is absent, as a file with the spacing may be, is noted, too."""
+    status = path.stat() if path.is_file() else None
+    return {
+        "name": path.name,
+        "bytes": status and status.st_size,
+        "modified_ns": status and status.st_mtime_ns,
+    }
+
+
+def _spacing_file(files: Sequence[Path]) -> list[Path]:
+    """Where nnU-Net's ``Tiff3DIO`` looks for a case's spacing, there or not: ``CASE.json``; none for other endings."""
+    image, ending = str(files[0]), files[0].suffix
+    return [Path(image[: -len(f"_0000{ending}")] + ".json")] if ending.lower() in (".tif", ".tiff") else []
 
 
 def changed(properties_file: Path, files: Sequence[Path]) -> bool:
@@ -82,19 +95,28 @@ def changed(properties_file: Path, files: Sequence[Path]) -> bool:
 
     The time is then noted, so that the next call need not read them again. Links to images that are not at hand (a disk
     that this machine has not) tell nothing, so the case counts as it is.
+
+    A TIFF's file with the spacing is one of those that a case is made of, and one that appears or vanishes is a change.
+    Early versions did not note it: of their cases it is a change where it is newer than the preprocessed case;
+    otherwise it counts as the one that the case was made with, and is noted now.
     """
     if not all(path.exists() for path in files):
         return False
     with properties_file.open("rb") as stream:
         properties = pickle.load(stream)
     made_of = properties.get(MADE_OF, [])
-    now = [(path.name, path.stat().st_size) for path in files]
-    if now != [(image["name"], image["bytes"]) for image in made_of]:
+    for spacing in _spacing_file(files):
+        if all(file["name"] != spacing.name for file in made_of):
+            if spacing.is_file() and spacing.stat().st_mtime_ns > properties_file.stat().st_mtime_ns:
+                return True
+            made_of = [*made_of, {**_identity(spacing), "modified_ns": -1}]  # no time, so that it is noted below
+    now = [_look(path) for path in (*files, *_spacing_file(files))]
+    if [(file["name"], file["bytes"]) for file in now] != [(file["name"], file["bytes"]) for file in made_of]:
         return True
-    if all(path.stat().st_mtime_ns == image["modified_ns"] for path, image in zip(files, made_of, strict=True)):
+    if [file["modified_ns"] for file in now] == [file["modified_ns"] for file in made_of]:
         return False
     found = identity(files)
-    if [image["sha256"] for image in found] != [image["sha256"] for image in made_of]:
+    if [file["sha256"] for file in found] != [file["sha256"] for file in made_of]:
         return True
     with contextlib.suppress(OSError):  # a finished folder may be read-only
         with replacing(properties_file) as partial:

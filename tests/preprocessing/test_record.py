@@ -5,7 +5,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_dualcl.preprocessing.record import changed, decisive_values, identity, other_values
 
@@ -106,3 +109,57 @@ def test_a_link_to_an_image_that_is_not_at_hand_is_no_change(tmp_path: Path) -> 
     assert not changed(properties, [link])
     image.write_bytes(b"two")
     assert changed(properties, [link])
+
+
+@pytest.fixture(params=[".tif", ".tiff", ".TIF"])
+def tiff(tmp_path: Path, request: pytest.FixtureRequest) -> list[Path]:
+    """Two channels of a case with a dot in its name."""
+    files = [tmp_path / f"x.1_{channel:04d}{request.param}" for channel in range(2)]
+    for file in files:
+        tifffile.imwrite(file, np.zeros((2, 3, 4), np.uint8))
+    return files
+
+
+def write_spacing(folder: Path, first: int, *, modified_ns: int = 1) -> None:
+    (folder / "x.1.json").write_text(json.dumps({"spacing": [first, 2, 2]}), encoding="utf-8")
+    os.utime(folder / "x.1.json", ns=(modified_ns, modified_ns))
+
+
+def test_a_tiff_has_changed_with_the_spacing_that_nnunet_reads_beside_it(tmp_path: Path, tiff: list[Path]) -> None:
+    properties = tmp_path / "x.1.pkl"
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity(tiff)}))
+    assert not changed(properties, tiff)
+    write_spacing(tmp_path, 4)
+    assert Tiff3DIO().read_images([str(file) for file in tiff])[1]["spacing"] == [4, 2, 2]
+    assert changed(properties, tiff)  # it appeared, however old
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity(tiff)}))
+    write_spacing(tmp_path, 4, modified_ns=2)
+    assert not changed(properties, tiff)
+    write_spacing(tmp_path, 5)
+    assert changed(properties, tiff)
+    (tmp_path / "x.1.json").unlink()
+    assert changed(properties, tiff)
+
+
+@pytest.mark.parametrize("with_spacing", [True, False])
+def test_a_spacing_newer_than_a_tiff_of_an_early_version_is_a_change_and_an_older_one_is_noted(
+    tmp_path: Path, tiff: list[Path], with_spacing: bool
+) -> None:
+    properties, early = tmp_path / "x.1.pkl", {"spacing": [1, 2], "dualcl_images": identity(tiff)[:2]}
+    properties.write_bytes(pickle.dumps(early))
+    if with_spacing:
+        write_spacing(tmp_path, 4, modified_ns=properties.stat().st_mtime_ns + 1)
+        assert changed(properties, tiff)
+        write_spacing(tmp_path, 4)
+    assert not changed(properties, tiff)
+    assert pickle.loads(properties.read_bytes()) == {**early, "dualcl_images": identity(tiff)}  # noted from now on
+    write_spacing(tmp_path, 5, modified_ns=2)
+    assert changed(properties, tiff)
+
+
+def test_a_json_beside_other_images_is_not_theirs(tmp_path: Path) -> None:
+    image, properties = tmp_path / "x.1_0000.nii", tmp_path / "x.1.pkl"
+    image.write_bytes(b"one")
+    properties.write_bytes(pickle.dumps({"dualcl_images": identity([image])}))
+    write_spacing(tmp_path, 4)
+    assert not changed(properties, [image])
