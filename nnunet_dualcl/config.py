@@ -112,6 +112,8 @@ class DualCLConfig:
     with the lower supervised loss on this batch (it labels the other), or each decoder the other."""
     pseudo_label_loss: Literal["dice_ce", "ce"] = "dice_ce"
     """Soft Dice and cross-entropy as in nnU-Net's own loss, or cross-entropy alone."""
+    pseudo_label_on: Literal["reliable", "all"] = "reliable"
+    """Voxels that L_u takes: those that are reliable by the quantiles below, or all of them."""
     teacher_decay: float = 0.99
     """Share of its old weights that the teacher keeps at each step (Mean Teacher, arXiv 1703.01780)."""
     teacher_view: Literal["weak", "same"] = "weak"

@@ -420,7 +420,7 @@ class DualCLTrainer(nnUNetTrainer):
         Called at each step on unlabeled patches, before they are mixed, in the view that ``teacher_view`` says; and at
         every 25th step of an epoch (with an ignore label at each) on labeled ones, for the accuracy in the log.
         """
-        return cast(PseudoLabels, self.loss.pseudo_labels(self.teacher_logits(images)))
+        return cast(PseudoLabels, self.loss.taught_labels(self.teacher_logits(images)))
 
     def teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         """The teacher's logits (B, heads, *) of (B, channels, *) images, the mean of its decoders, without gradient."""

@@ -276,6 +276,13 @@ class SemiSupervisedLoss(nn.Module):
             ]
         return PseudoLabels(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
 
+    def taught_labels(self, logits: torch.Tensor) -> PseudoLabels:
+        """Labels (B, P, *) that a teacher's (B, heads, *) logits give, and the voxels at which L_u takes them."""
+        if self.config.pseudo_label_on == "reliable":
+            return self.pseudo_labels(logits)
+        labels = torch.stack([problem.max(1).indices for problem in self.problems.logits(logits.detach())], 1)
+        return PseudoLabels(labels, torch.ones_like(labels, dtype=torch.bool))
+
     def _pseudo_labels(self, half: Half) -> torch.Tensor:
         unknown = None if half.truth is None else half.truth < 0
         if self.config.pseudo_label_source == "teacher":
@@ -283,11 +290,11 @@ class SemiSupervisedLoss(nn.Module):
             return torch.stack([self._toward(student, half.taught, unknown) for student in half.logits]).sum()
         logits_a, logits_b = half.logits
         if self.config.pseudo_label_source == "cross":
-            from_a, from_b = self.pseudo_labels(logits_a), self.pseudo_labels(logits_b)
+            from_a, from_b = self.taught_labels(logits_a), self.taught_labels(logits_b)
             return self._toward(logits_a, from_b, unknown) + self._toward(logits_b, from_a, unknown)
         winner = torch.where(self._a_wins, logits_a, logits_b)
         loser = torch.where(self._a_wins, logits_b, logits_a)
-        return self._toward(loser, self.pseudo_labels(winner), unknown)
+        return self._toward(loser, self.taught_labels(winner), unknown)
 
     def _toward(self, student: torch.Tensor, taught: PseudoLabels, unknown: torch.Tensor | None) -> torch.Tensor:
         reliable = taught.reliable if unknown is None else taught.reliable & unknown

@@ -368,6 +368,37 @@ def test_the_teacher_moves_both_decoders_where_its_labels_count(form: Any) -> No
         assert strength(gradients[name]) == 0
 
 
+@pytest.mark.parametrize("source", ["teacher", "winner", "cross"])
+def test_on_demand_every_voxel_is_taught_whatever_its_entropy(source: Any) -> None:
+    output, target = leaves()
+    values = {**ONLY["pseudo_label"], "pseudo_label_source": source, "mixing": "none"}
+    some, every = (objective(**values, unreliable_fraction_start=0.5, pseudo_label_on=on) for on in ("reliable", "all"))
+    for loss in (some, every):
+        labels = loss.taught_labels(output.logits_a[0][UNLABELED])
+        assert torch.equal(labels.labels[:, 0], output.logits_a[0][UNLABELED].argmax(1))
+        assert labels.reliable.all() == (loss is every)
+        loss.taught = labels
+    moved = {
+        loss: extra_gradients(loss, output, target)["logits_b"][UNLABELED].abs().amax(1) > 1e-7
+        for loss in (some, every)
+    }
+    assert 0.3 < moved[some].float().mean() < 0.7
+    assert moved[every].float().mean() > 0.95
+
+
+def test_the_contrast_keeps_its_unreliable_voxels_where_all_are_taught() -> None:
+    output, target = leaves()
+    values = {**ONLY["contrastive"], "unreliable_fraction_start": 0.5}
+    gradients = []
+    for on in ("reliable", "all"):
+        torch.manual_seed(0)  # the voxels that are drawn
+        loss = objective(**values, pseudo_label_on=on)
+        for _ in range(2):  # the first step gives the prototypes
+            gradients.append(extra_gradients(loss, output, target)["features_a"])
+    assert strength(gradients[1]) > 1e-7
+    torch.testing.assert_close(gradients[1], gradients[3])
+
+
 def test_cross_entropy_toward_the_teacher_by_hand() -> None:
     output, target = leaves()
     loss = taught_objective(**ONLY["pseudo_label"])
