@@ -25,7 +25,7 @@ from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import load_results
 from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.config import DualCLConfig
-from nnunet_dualcl.evaluation.statistics import pooled_comparison
+from nnunet_dualcl.evaluation.statistics import paired_comparison, pooled_comparison
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +229,25 @@ def test_sizes_tried_on_openkbp_stand_in_the_result_file() -> None:
         values = [dice for case in row["dice_per_case"].values() for dice in case.values()]
         assert sum(values) / len(values) == pytest.approx(row["mean_dice"], abs=1e-4)
         assert f"{row['mean_dice']:.4f} on the {'test' if row['scored'] == 'test' else 'validation'} cases" in page
+
+
+def test_what_quantiles_leave_out_stands_in_the_result_files() -> None:
+    page = re.sub(r"\s+", " ", read("docs/settings_tried.md"))
+    first, half, _ = json.loads(read("benchmarks/results/reliability_sides.json"))["rows"]
+    said = "{:.0f} % of the background voxels that touch a predicted structure are left out and {:.0f} % of the"
+    assert said.format(*(100 * first[key] for key in ("shell_dropped", "edge_dropped"))) in page
+    assert (
+        "halfway {:.0f} % and {:.0f} %".format(*(100 * half[key] for key in ("shell_dropped", "edge_dropped"))) in page
+    )
+    assert (
+        f"{first['false_left']:,} call background a structure and {first['missed_left']} a structure background" in page
+    )
+    rows = json.loads(read("benchmarks/results/hippocampus_pool.json"))["rows"]
+    dice = {row["training"]: pd.DataFrame(row["dice_per_case"]).mean() for row in rows}
+    assert {len(cases) for cases in dice.values()} == {145}
+    for name in ("no voxel left out", "L_u on all voxels"):
+        less = paired_comparison(dice[f"{name}, draw 2"], dice["DualCL, draw 2"])
+        assert f"{less.mean_difference:+.4f} [{less.low:+.4f}, {less.high:+.4f}]" in page
 
 
 def test_outline_and_parts_are_those_of_the_result_file() -> None:
