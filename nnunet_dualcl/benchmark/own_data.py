@@ -47,10 +47,9 @@ class Source:
 def with_twice_the_batch(source: Source, ours: Path, split: Mapping[str, list[str]]) -> None:
     """Fold 0 of ``ours`` has the same cases, and plans whose batch is twice as large."""
     target, configuration = _begun(source, ours, split)
-    plans_file = target / f"{source.plans}.json"
-    plans = json.loads((source.folder / plans_file.name).read_text(encoding="utf-8"))
+    plans = source.manager.plans
     plans["configurations"][source.configuration]["batch_size"] = 2 * configuration.batch_size
-    write_text(plans_file, json.dumps(plans, indent=2) + "\n")
+    write_text(target / f"{source.plans}.json", json.dumps(plans, indent=2) + "\n")
     fold: Split = {"train": split["train"], "val": split["val"]}
     write_splits(target / SPLITS_FILE, [fold], force=True)
 

@@ -134,9 +134,8 @@ def test_a_file_may_hold_several_channels_as_in_training(
     images = toy.raw / "imagesTr" if raw_is_there else tmp_path / "input"
     if not raw_is_there:
         (toy.raw / "imagesTr").rename(images)
-    for image in images.glob("*_0001.nii.gz"):
-        if count == 1:
-            image.unlink()
+    for image in images.glob("*_0001.nii.gz") if count == 1 else ():
+        image.unlink()
     check_predict(predict_from(images))
     (tmp_path / "other").mkdir()
     for channel in range(count + 1):
