@@ -265,6 +265,13 @@ def test_outline_and_parts_are_those_of_the_result_file() -> None:
     assert " and ".join(outline) in page
     parts = [f"{a['right_part']:.3f} and {b['right_part']:.3f} with {a['training']}" for a, b in (stock, ours)]
     assert ", ".join(parts) in page
+    every = [row for row in rows if row["training"] == "DualCL, L_u on all voxels"]
+    assert [row["draw"] for row in every] == [row["draw"] for row in ours] == [0, 1]
+    for key in ("whole", "right_part"):
+        for new, default in zip(every, ours, strict=True):
+            scores = (pd.DataFrame(row["per_case"]).loc[key] for row in (new, default))
+            less = paired_comparison(*scores)
+            assert f"{less.mean_difference:+.4f} [{less.low:+.4f}, {less.high:+.4f}]" in page
 
 
 def test_costs_stand_in_the_result_files() -> None:

@@ -74,7 +74,7 @@ def plan_and_preprocess(preprocessed: Path) -> None:
 
     extract_fingerprints([4], num_processes=1, check_dataset_integrity=True, show_progress_bar=False)
     plan_experiments([4])
-    options = {"patch_size": (24, 32, 24), "features": (12, 24, 48), "spacing_mm": (2.0, 2.0, 2.0)}
+    options = {"patch_size": (16, 24, 16), "features": (12, 24, 48), "spacing_mm": (2.0, 2.0, 2.0)}
     write_small_plans(preprocessed, "nnUNetPlans", PLANS, **options)
     preprocess([4], PLANS, ["3d_fullres"], [1], show_progress_bar=False)
 
