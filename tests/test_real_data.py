@@ -132,8 +132,8 @@ def test_convert_split_train_predict_export_evaluate(nnunet_folders: Path, tmp_p
         assert float(last[decoder]) < float(first[decoder])
 
     where = ["-d", "4", "-c", "3d_fullres", "-p", PLANS]
-    # one process a prediction stage; decoder A's own prediction is compared below
-    one = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    # without workers, each of which imports torch anew; decoder A's own prediction is compared below
+    one = ["-f", "0", "-device", "cpu", "-npp", "0", "-nps", "0"]
     assert main(["predict", "-i", str(raw / "imagesTs"), "-o", str(tmp_path / "mean"), *where, *one]) == 0
     assert main(["export", *where, "-o", str(tmp_path / "stock")]) == 0
     predict(tmp_path / "stock", raw / "imagesTs", tmp_path / "exported")

@@ -534,7 +534,8 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     configure(**{**SHORT, "num_epochs": 1}, prediction="a")
     toy.trainer(DualCLTrainer).run_training()
     stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point{}; predict_entry_point{}()"
-    flags = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
+    flags = ["-f", "0", "-device", "cpu", "--save_probabilities"]
+    workers, alone = ["-npp", "1", "-nps", "1"], ["-npp", "0", "-nps", "0"]  # each worker imports torch anew
     ours, theirs, installed = (tmp_path / name for name in ("ours", "theirs", "installed"))
     images, task = str(toy.raw / "imagesUnlabeled"), ["-d", "777", "-c", "3d_fullres", "-p", "toyPlans"]
 
@@ -542,12 +543,14 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
         done = run([code, *arguments, "-i", images, "-o", str(output), *flags], **environment)
         assert done.returncode == 0, done.stderr
 
-    predict(stock.format("", ""), ours, *task, "-tr", "DualCLTrainer", nnUNet_extTrainer=str(trainers_folder()))
+    trainers = {"nnUNet_extTrainer": str(trainers_folder())}
+    predict(stock.format("", ""), ours, *task, "-tr", "DualCLTrainer", *alone, **trainers)
     exported, archive = tmp_path / "exported", tmp_path / "exported.zip"
     for target in (exported, archive):
         assert main(["export", *task, "-o", str(target)]) == 0
     blocked = "import sys; sys.modules['nnunet_dualcl'] = None; "
-    predict(blocked + stock.format("_modelfolder", "_modelfolder"), theirs, "-m", str(exported), nnUNet_results="")
+    from_folder = blocked + stock.format("_modelfolder", "_modelfolder")
+    predict(from_folder, theirs, "-m", str(exported), *workers, nnUNet_results="")
     install = (
         "from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point as install; "
         "whole = list(sys.argv); sys.argv[1:] = whole[1:2]; install(); sys.argv[1:] = whole[2:]; "
@@ -555,7 +558,7 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     nowhere = {"nnUNet_raw": "", "nnUNet_preprocessed": "", "nnUNet_results": str(elsewhere)}
-    predict(blocked + install + stock.format("", ""), installed, str(archive), *task, **nowhere)
+    predict(blocked + install + stock.format("", ""), installed, str(archive), *task, *alone, **nowhere)
     for folder in (theirs, installed):
         cases = sorted(path.name for path in folder.glob("*.npz"))
         assert cases == ["unl_0.npz", "unl_1.npz"]
