@@ -400,6 +400,24 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     assert said in text
 
 
+def test_self_training_and_twice_the_batch_are_those_of_the_stored_cases() -> None:
+    cases = load_results(ROOT / "benchmarks" / "results" / "hippocampus_cpu").cases
+    dice = cases[cases["labeled"] == 5].groupby(["arm", "draw", "case"])["dice"].mean()
+    page = re.sub(r"\s+", " ", read("docs/benchmarks.md"))
+    below, above = (
+        pooled_comparison({draw: (dice[arm, draw], dice[less, draw]) for draw in range(3)}).mean_difference
+        for arm, less in (("self_training", "stock"), ("dualcl", "self_training"))
+    )
+    mean = dice["self_training"].groupby("draw").mean().mean()
+    assert f"it has {mean:.4f}, {-below:.4f} below the stock nnU-Net that made its labels" in page
+    assert f"DualCL is {above:.4f} above it. A first form" in page
+    assert all(dice["self_training", draw].mean() < dice["stock", draw].mean() for draw in range(3))
+    twice = dice["stock_twice_the_batch", 0]
+    less = paired_comparison(twice, dice["stock", 0])
+    interval = f"{less.mean_difference:+.4f} [{less.low:+.4f}, {less.high:+.4f}]"
+    assert f"has {twice.mean():.4f} on draw 0, {interval} above stock nnU-Net" in page
+
+
 def test_distances_on_openkbp_are_those_of_the_stored_cases() -> None:
     cases = load_results(ROOT / "benchmarks" / "results" / "openkbp_cpu").cases
     cases = cases[cases["labeled"] == 6]
