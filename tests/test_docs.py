@@ -409,7 +409,9 @@ def test_self_training_and_twice_the_batch_are_those_of_the_stored_cases() -> No
         for arm, less in (("self_training", "stock"), ("dualcl", "self_training"))
     )
     mean = dice["self_training"].groupby("draw").mean().mean()
-    assert f"it has {mean:.4f}, {-below:.4f} below the stock nnU-Net that made its labels" in page
+    assert (
+        f"it has {mean:.4f}, {-below:.4f} below stock nnU-Net, which labels for it, and below it in every draw" in page
+    )
     assert f"DualCL is {above:.4f} above it. A first form" in page
     assert all(dice["self_training", draw].mean() < dice["stock", draw].mean() for draw in range(3))
     twice = dice["stock_twice_the_batch", 0]
