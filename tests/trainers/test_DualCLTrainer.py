@@ -535,22 +535,20 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     toy.trainer(DualCLTrainer).run_training()
     stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point{}; predict_entry_point{}()"
     flags = ["-f", "0", "-device", "cpu", "--save_probabilities"]
-    workers, alone = ["-npp", "1", "-nps", "1"], ["-npp", "0", "-nps", "0"]  # each worker imports torch anew
     ours, theirs, installed = (tmp_path / name for name in ("ours", "theirs", "installed"))
     images, task = str(toy.raw / "imagesUnlabeled"), ["-d", "777", "-c", "3d_fullres", "-p", "toyPlans"]
 
-    def predict(code: str, output: Path, *arguments: str, **environment: str) -> None:
-        done = run([code, *arguments, "-i", images, "-o", str(output), *flags], **environment)
+    def predict(code: str, output: Path, *arguments: str, workers: int = 1, **environment: str) -> None:
+        processes = ["-npp", str(workers), "-nps", str(workers)]
+        done = run([code, *arguments, "-i", images, "-o", str(output), *flags, *processes], **environment)
         assert done.returncode == 0, done.stderr
 
-    trainers = {"nnUNet_extTrainer": str(trainers_folder())}
-    predict(stock.format("", ""), ours, *task, "-tr", "DualCLTrainer", *alone, **trainers)
+    predict(stock.format("", ""), ours, *task, "-tr", "DualCLTrainer", nnUNet_extTrainer=str(trainers_folder()))
     exported, archive = tmp_path / "exported", tmp_path / "exported.zip"
     for target in (exported, archive):
         assert main(["export", *task, "-o", str(target)]) == 0
     blocked = "import sys; sys.modules['nnunet_dualcl'] = None; "
-    from_folder = blocked + stock.format("_modelfolder", "_modelfolder")
-    predict(from_folder, theirs, "-m", str(exported), *workers, nnUNet_results="")
+    predict(blocked + stock.format("_modelfolder", "_modelfolder"), theirs, "-m", str(exported), nnUNet_results="")
     install = (
         "from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point as install; "
         "whole = list(sys.argv); sys.argv[1:] = whole[1:2]; install(); sys.argv[1:] = whole[2:]; "
@@ -558,7 +556,8 @@ def test_stock_nnunet_finds_predicts_and_runs_the_export(toy: Any, configure: An
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     nowhere = {"nnUNet_raw": "", "nnUNet_preprocessed": "", "nnUNet_results": str(elsewhere)}
-    predict(blocked + install + stock.format("", ""), installed, str(archive), *task, *alone, **nowhere)
+    # without workers, as that way is covered above and each of them imports torch anew
+    predict(blocked + install + stock.format("", ""), installed, str(archive), *task, workers=0, **nowhere)
     for folder in (theirs, installed):
         cases = sorted(path.name for path in folder.glob("*.npz"))
         assert cases == ["unl_0.npz", "unl_1.npz"]
