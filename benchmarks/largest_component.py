@@ -1,10 +1,11 @@
-"""What nnU-Net's postprocessing would change: scores of a benchmark's predictions once each structure is one piece.
+"""Scores of a benchmark's predictions once each structure is one piece, whether that helps it or not.
 
     python benchmarks/largest_component.py FOLDER [--baseline stock] [-o FILE]
 
 FOLDER is the -o of `dualcl benchmark`, with its predictions. Of each structure only the largest connected component is
 kept, by nnU-Net's own function, in every job whose predictions are there; the paired differences of each arm to the
-baseline are given before and after, over the draws that both have.
+baseline are given before and after, over the draws that both have. nnU-Net's postprocessing does so only where Dice
+does not fall on validation cases.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import PREDICTIONS_FOLDER, PROTOCOL_FILE, Results, load_results
+from nnunet_dualcl.benchmark.summary import judged
 from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.evaluation.statistics import pooled_comparison
 
@@ -58,9 +60,12 @@ def differences(scores: Mapping[tuple[str, int], pd.DataFrame], arm: str, baseli
     """Paired, the case's mean over labels, pooled over the draws that both have; ``scores`` by arm and draw."""
     draws = sorted({draw for name, draw in scores if name == arm} & {draw for name, draw in scores if name == baseline})
     found: dict[str, Any] = {"draws": draws}
+    both = {
+        draw: judged(pd.concat([scores[name, draw].assign(arm=name) for name in (arm, baseline)])) for draw in draws
+    }
     for metric in SHOWN if draws else ():
-        means = {key: table.groupby("case")[metric].mean().sort_index() for key, table in scores.items()}
-        comparison = asdict(pooled_comparison({draw: (means[arm, draw], means[baseline, draw]) for draw in draws}))
+        means = {draw: rows.groupby(["arm", "case"])[metric].mean() for draw, rows in both.items()}
+        comparison = asdict(pooled_comparison({draw: (mean[arm], mean[baseline]) for draw, mean in means.items()}))
         found[metric] = {key: round(comparison[key], 4) for key in ("mean_difference", "low", "high")}
     return found
 

@@ -163,8 +163,7 @@ def tables(store: _Store) -> str:
         lines += ["", f"### {heading}", "", f"![Dice by arm. {heading}]({_figure_file(store.name, section)})", ""]
         lacking = lacking_draws(section)
         lines += _arms_table([row for row in arms if row["arm"] not in lacking], protocol)
-        if lacking:
-            (draw, *_) = sorted(set(section.jobs.loc[section.jobs["arm"].isin(lacking), "draw"]))
+        for draw in sorted(set(section.jobs.loc[section.jobs["arm"].isin(lacking), "draw"])):
             lines += ["", f"Draw {draw} alone, for arms that lack others:", ""]
             lines += _arms_table(arm_rows(of_draw(section, draw)), protocol)
         lines += ["", *_differences_table([row for row in differences if row["arm"] == section.focus], protocol)]
@@ -216,7 +215,8 @@ def _arms_table(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[s
         cells = [_title(row["arm"], protocol), len(row["draws"]), f"{row['dice']:.4f}{spread}"]
         cells += [f"{row['per_class'][label]['dice']:.3f}" for label in labels]
         cells += [f"{row['hd95_mm']:.2f}", f"{row['hd95_median_mm']:.2f}", f"{row['nsd']:.3f}", gap]
-        lines.append(_row([*cells, f"{row['peak_memory_mib']:.0f}"]))
+        memory = row["peak_memory_mib"]
+        lines.append(_row([*cells, f"{memory:.0f}" if math.isfinite(memory) else ""]))
     return lines
 
 

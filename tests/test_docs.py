@@ -234,6 +234,9 @@ def test_dice_of_trainings_stands_in_the_result_file() -> None:
     for row in rows:
         cases = row["dice_per_case"].values()
         assert sum(map(sum, cases)) / (2 * len(cases)) == pytest.approx(row["mean_dice"], abs=1e-4)
+        assert row["training"].startswith("stock nnU-Net") == row["trainer"].startswith("nnUNetTrainer"), row[
+            "training"
+        ]
     tried = read("docs/settings_tried.md")
     shown = re.findall(r"^\|.*\| ([\d,]+) \| (0\.\d{4}) \|", tried, re.M)
     assert sorted((int(steps.replace(",", "")), dice) for steps, dice in shown) == stored
@@ -456,10 +459,20 @@ def test_distances_on_openkbp_are_those_of_the_stored_cases() -> None:
     after = {name: job["after"]["hd95_mm"] for name, job in stored["jobs"].items()}
     said = "DualCL has a mean HD95 of {:.1f} and {:.1f} mm where stock nnU-Net has {:.1f} and {:.1f}: "
     assert said.format(*(after[f"{arm}_6_{draw}"] for arm in ("dualcl", "stock") for draw in (1, 2))) in page
-    (row,) = [row for row in stored["differences"] if (row["arm"], row["when"]) == ("dualcl", "after")]
-    assert row["draws"] == [1, 2]
+    before, row = (row for row in stored["differences"] if row["arm"] == "dualcl")
+    assert row["draws"] == before["draws"] == [1, 2]
     assert "{mean_difference:.1f} mm [{low:.1f}, {high:.1f}]".format(**row["hd95_mm"]) in page
-    assert f"the difference in Dice there is {row['dice']['mean_difference']:.4f}" in page
+    grown = [each["dice"]["mean_difference"] for each in (before, row)]
+    assert "the difference grows from {:.4f} to {:.4f}".format(*grown) in page
+    gained, lost = (
+        sum(stored["jobs"][f"{arm}_6_{draw}"][when]["dice"] * sign for draw in (1, 2) for when, sign in signs.items())
+        / 2
+        for arm, signs in (("dualcl", {"after": 1, "before": -1}), ("stock", {"after": -1, "before": 1}))
+    )
+    # of values with four digits
+    said = re.search(r"In Dice DualCL has (0\.\d+) more with it and stock nnU-Net (0\.\d+) less", page)
+    assert said is not None
+    assert [float(part) for part in said.groups()] == pytest.approx([gained, lost], abs=1e-4)
 
 
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:

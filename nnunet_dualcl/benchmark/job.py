@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -220,6 +221,11 @@ def _noted(place: Place, at: str) -> Iterator[None]:
     if any(note["training"] == at and note["finished"] for note in before):
         yield
         return
+    if before and before[-1]["training"] == at and any((place.own / at).glob("*/*/fold_*/checkpoint_final.pth")):
+        # the process that finished it was ended before it could say so, and what memory it took is lost
+        write_text(notes, json.dumps([*before[:-1], {**before[-1], "finished": True}], indent=2) + "\n")
+        yield
+        return
     note: dict[str, Any] = {
         "training": at,
         "finished": False,
@@ -234,13 +240,15 @@ def _noted(place: Place, at: str) -> Iterator[None]:
 
 
 def _of_processes(place: Place) -> dict[str, Any]:
-    """Commits and hardware of all processes that trained, when the first began, the most memory of those that ended."""
+    """Commits and hardware of all processes that trained, when the first began, the most memory of those that said so
+    at their end, NaN if none did."""
     notes: list[dict[str, Any]] = json.loads((place.own / _NOTES_FILE).read_text(encoding="utf-8"))
+    memory = [note["peak_memory_mib"] for note in notes if "peak_memory_mib" in note]
     return {
         "commit": ", ".join(dict.fromkeys(note["commit"] for note in notes)),
         "hardware": "; ".join(dict.fromkeys(note["hardware"] for note in notes)),
         "started": notes[0]["started"],
-        "peak_memory_mib": max(note["peak_memory_mib"] for note in notes if note["finished"]),
+        "peak_memory_mib": max(memory, default=math.nan),
     }
 
 
@@ -350,7 +358,6 @@ def _record(place: Place, begun: dict[str, Any], labels: dict[str, Any], cost: d
     """Content of ``job.json``."""
     protocol, job, arm = place.protocol, place.job, place.arm
     config = protocol.training_config(arm, draw=job.draw)
-    folder_of_unlabeled = list_case_images(place.raw / IMAGES_UNLABELED, place.dataset_json["file_ending"])
     return {
         "name": job.name,
         "arm": job.arm,
@@ -363,7 +370,7 @@ def _record(place: Place, begun: dict[str, Any], labels: dict[str, Any], cost: d
         "config": config.to_mapping(),
         "plans": protocol.plans,
         "dataset": protocol.dataset,
-        "split": {**place.split, "unlabeled": sorted([*place.split["unlabeled"], *folder_of_unlabeled])},
+        "split": {**place.split, "unlabeled": _unlabeled(place)},
         "scored": protocol.scored_role,
         "command": shlex.join([Path(sys.executable).name, "-m", "nnunet_dualcl.benchmark.job", *_arguments(place)]),
         "versions": {name: version(name) for name in ("nnunet-dualcl", "nnunetv2", "torch", "numpy", "monai")},
@@ -373,6 +380,16 @@ def _record(place: Place, begun: dict[str, Any], labels: dict[str, Any], cost: d
         "labels": labels,
         "file_ending": place.dataset_json["file_ending"],
     }
+
+
+def _unlabeled(place: Place) -> list[str]:
+    """Cases without labels that the job could train on: the split's and those of the folder, or the control's own."""
+    if place.arm.procedure == "labeled_only":
+        own = read_split(place.own_preprocessed / place.protocol.dataset, 0)
+        assert own is not None
+        return list(own["unlabeled"])
+    folder = list_case_images(place.raw / IMAGES_UNLABELED, place.dataset_json["file_ending"])
+    return sorted([*place.split["unlabeled"], *folder])
 
 
 def _arguments(place: Place) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_dualcl.benchmark.results import ALL_LABELED, Results, labeled_rank
-from nnunet_dualcl.evaluation.metrics import METRICS
+from nnunet_dualcl.evaluation.metrics import BEST, METRICS
 from nnunet_dualcl.evaluation.statistics import (
     PairedComparison,
     benjamini_hochberg,
@@ -59,8 +60,7 @@ class Section:
     @property
     def scores(self) -> pd.DataFrame:
         """One row an arm, draw and case (its index), columns ``METRICS``: mean over labels, then over seeds."""
-        by_job = self.cases.groupby(["arm", "draw", "seed", "case"])[list(METRICS)].mean()
-        return by_job.groupby(["arm", "draw", "case"]).mean()
+        return _by_case(self.cases)
 
     def opponents(self, arm: str) -> tuple[str, ...]:
         """What a compared arm is compared with: the baselines, and the focus arm, which it is a variant of."""
@@ -103,9 +103,26 @@ def of_draw(section: Section, draw: int) -> Section:
 
 
 def lacking_draws(section: Section) -> tuple[str, ...]:
-    """Arms with fewer draws than the one that has most; their means are not to be read beside the others'."""
-    counts = {arm: len(_draws(section, arm)) for arm in section.arms}
-    return tuple(arm for arm in section.arms if counts[arm] < max(counts.values()))
+    """Arms that have not the draws of the others; their means are not to be read beside those.
+
+    The others are the arms that share the most draws, of several such sets the more common, then that of the first arm.
+    """
+    draws = {arm: tuple(_draws(section, arm)) for arm in section.arms}
+    count = Counter(draws.values())
+    usual = max(count, key=lambda found: (len(found), count[found]))  # the first of equals
+    return tuple(arm for arm in section.arms if draws[arm] != usual)
+
+
+def judged(cases: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several jobs, where a label of a case has a score in all of them or in none.
+
+    What one of them leaves out and another marks is not in the reference, so the first was right (``EMPTY_RULE``): left
+    out of the comparison, the other's mistake would cost it nothing.
+    """
+    scores = cases[list(METRICS)]
+    marked = cases.groupby(["case", "label"])["dice"].transform("count") > 0
+    right = scores.isna().all(axis=1) & marked
+    return cases.assign(**{metric: scores[metric].mask(right, BEST[metric]) for metric in METRICS})
 
 
 def arm_rows(section: Section) -> list[dict[str, Any]]:
@@ -131,7 +148,7 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
                 "jobs": int((section.jobs["arm"] == arm).sum()),
                 **means.mean().to_dict(),
                 "dice_sd": float(means["dice"].std()),
-                **_gap(section, scores["dice"], arm),
+                **_gap(section, arm),
                 "hd95_median_mm": float(section.cases.loc[section.cases["arm"] == arm, "hd95_mm"].median()),
                 "per_class": by_class.loc[arm].to_dict(orient="index"),
                 **costs.loc[arm].to_dict(),
@@ -143,16 +160,12 @@ def arm_rows(section: Section) -> list[dict[str, Any]]:
 def comparison_rows(section: Section) -> list[dict[str, Any]]:
     """Paired differences in the case's mean Dice, by draw and pooled: each compared arm less each baseline, and each
     other one less the focus arm."""
-    dice = section.scores["dice"]
     rows = []
     for arm in section.compared:
         for baseline in section.opponents(arm):
-            draws = _common_draws(section, arm, baseline)
-            if not draws:
+            pairs = {draw: _pair(section, arm, baseline, draw) for draw in _common_draws(section, arm, baseline)}
+            if not pairs:
                 continue
-            tables = [dice.loc[name].unstack("draw") for name in (arm, baseline)]
-            ours, theirs = tables[0].align(tables[1], join="outer", axis=0)
-            pairs = {draw: (ours[draw], theirs[draw]) for draw in draws}
             found: list[tuple[int | str, PairedComparison]] = []
             found += [(draw, paired_comparison(*pair)) for draw, pair in pairs.items()]
             for draw, comparison in [*found, (POOLED, pooled_comparison(pairs))]:
@@ -250,19 +263,37 @@ def _uncompared(section: Section) -> list[str]:
     ]
 
 
-def _gap(section: Section, dice: pd.Series, arm: str) -> dict[str, float]:
-    """Share of the gap and its interval, of ``dice`` by arm, draw and case; NaN where a bound is missing."""
+def _pair(section: Section, arm: str, baseline: str, draw: int) -> tuple[pd.Series, pd.Series]:
+    """Dice of both by case, in one order of cases for all draws."""
+    cases = section.cases
+    names = sorted(cases["case"].unique())
+    dice = _by_case(judged(cases[cases["arm"].isin((arm, baseline)) & (cases["draw"] == draw)]))["dice"]
+    return dice.loc[arm, draw].reindex(names), dice.loc[baseline, draw].reindex(names)
+
+
+def _gap(section: Section, arm: str) -> dict[str, float]:
+    """Share of the gap and its interval, of the same cases; NaN where a bound is missing."""
     nan = float("nan")
     if section.lower not in section.arms or section.upper not in section.arms:
         return {"gap_closed": nan, "gap_low": nan, "gap_high": nan}
-    ours, low, high = (dice.loc[name].unstack("draw") for name in (arm, section.lower, section.upper))
+    cases = section.cases[section.cases["arm"].isin((arm, section.lower, section.upper))]
     if arm != section.upper:  # with all labels there is no draw to match
         draws = _common_draws(section, section.lower, arm)
-        ours, low = ours[draws], low[draws]
-    closed = gap_closed(*(float(table.mean().mean()) for table in (ours, low, high)))
-    cases = pd.concat([table.mean(axis=1) for table in (ours, low, high)], axis=1)
-    least, most = gap_interval(*cases.to_numpy().T)
-    return {"gap_closed": closed, "gap_low": least, "gap_high": most}
+        cases = cases[cases["draw"].isin(draws) | (cases["arm"] == section.upper)]
+    means = _by_case(judged(cases))["dice"].groupby(["arm", "case"]).mean().unstack("arm").dropna()
+    ours, low, high = (means[name] for name in (arm, section.lower, section.upper))
+    least, most = gap_interval(ours, low, high)
+    return {
+        "gap_closed": gap_closed(*map(float, (ours.mean(), low.mean(), high.mean()))),
+        "gap_low": least,
+        "gap_high": most,
+    }
+
+
+def _by_case(cases: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm, draw and case (its index), columns ``METRICS``: mean over labels, then over seeds."""
+    by_job = cases.groupby(["arm", "draw", "seed", "case"])[list(METRICS)].mean()
+    return by_job.groupby(["arm", "draw", "case"]).mean()
 
 
 def _grouped(jobs: pd.DataFrame, key: str) -> str:

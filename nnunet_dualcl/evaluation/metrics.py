@@ -20,9 +20,13 @@ METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "nsd")
 EMPTY_RULE = (
     "A structure that is in neither the reference nor the prediction is not counted. A structure that is in one of "
     "the two only scores 0 in Dice, Jaccard and NSD, and its distances are the length of the image's diagonal in mm, "
-    "so that a missing structure cannot improve a mean."
+    "so that a missing structure cannot improve a mean. Where methods are compared case by case, one that rightly "
+    "leaves out a structure that another marks has the best score there."
 )
 """What is done where a structure is empty; reports print it."""
+
+BEST = {"dice": 1.0, "jaccard": 1.0, "hd95_mm": 0.0, "asd_mm": 0.0, "nsd": 1.0}
+"""Value of each metric where prediction and reference agree."""
 
 _VOXEL_TOLERANCE = 1e-2
 """Largest difference of spacing and origin between two files of one case, in smallest voxel edges."""

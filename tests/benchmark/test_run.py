@@ -155,6 +155,7 @@ def test_a_benchmark_from_scans_to_report_and_again(
     (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
     assert set(again["train"]) == few
     assert again["unlabeled"] == [f"{case}_again" for case in sorted(few)]
+    assert records[own.name]["split"]["unlabeled"] == again["unlabeled"]
     (checkpoint,) = own.glob("model/*/*/fold_0/checkpoint_final.pth")
     assert set(torch.load(checkpoint, weights_only=False)["dualcl"]["seen"]) == few | set(again["unlabeled"])
     (unlabeled,) = own.glob("nnUNet_preprocessed/*/*_unlabeled")
@@ -188,7 +189,16 @@ def test_a_benchmark_from_scans_to_report_and_again(
         patch.setattr(job_module, "_peak_memory", lambda device: 1e6)
         patch.setattr(job_module, "source_commit", lambda: "later")
         job_module.run(out, Job("stock_ensemble", 2, 0), "cpu")
-    assert json.loads((own / "job.json").read_text()) == before
+        assert json.loads((own / "job.json").read_text()) == before
+        # nor does one that comes after a process that was ended with its training done and nothing said of that
+        notes = json.loads((own / "trainings.json").read_text())
+        del notes[-1]["peak_memory_mib"]
+        (own / "trainings.json").write_text(json.dumps([*notes[:-1], {**notes[-1], "finished": False}]))
+        (own / "job.json").unlink()
+        job_module.run(out, Job("stock_ensemble", 2, 0), "cpu")
+    known = {"peak_memory_mib": notes[0]["peak_memory_mib"]}
+    assert json.loads((own / "job.json").read_text()) == before | known
+    assert json.loads((own / "trainings.json").read_text()) == notes
     report = (out / "report.html").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/job.json")}
     assert main(["benchmark", str(protocol), "-i", str(source), "-o", str(out), "--report"]) == 0

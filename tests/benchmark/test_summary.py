@@ -13,6 +13,7 @@ from nnunet_dualcl.benchmark.summary import (
     add_corrected,
     arm_rows,
     comparison_rows,
+    judged,
     lacking_draws,
     notes,
     of_draw,
@@ -136,6 +137,47 @@ def test_the_gap_is_of_the_draws_that_both_have(tmp_path: Path) -> None:
     assert np.isnan(ours["dice_sd"])
 
 
+def absent(tail: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Rows of a job whose tails have these scores; None: left out, and not in the reference either."""
+    rows = case_rows((0.5, 0.5, 0.5))
+    for row in rows:
+        if row["label"] == "tail":
+            score = tail[row["case"]]
+            row.update(dict.fromkeys(("dice", "jaccard", "nsd"), np.nan if score is None else score))
+            row.update(dict.fromkeys(("hd95_mm", "asd_mm"), np.nan if score is None else 9.0))
+    return rows
+
+
+def test_a_structure_that_is_not_there_costs_the_arm_that_marks_it(tmp_path: Path) -> None:
+    nothing, marked = {"001": 0.5, "002": None, "NA": None}, {"001": 0.5, "002": 0.0, "NA": None}
+    write_job(tmp_path, "stock", 3, 0, absent(marked))
+    write_job(tmp_path, "teacher", 3, 0, absent(nothing))
+    write_job(tmp_path, "dualcl", 3, 0, absent(nothing))
+    write_job(tmp_path, "stock", "all", 0, absent(nothing))
+    section = the_section(tmp_path)
+    rows = {row["baseline"]: row for row in comparison_rows(section) if row["draw"] == 0}
+    assert rows["stock"]["mean_difference"] == pytest.approx(0.5 / 3)  # 0.5 and 1 less 0.5 and 0, in 002
+    assert (rows["stock"]["wins"], rows["stock"]["ties"], rows["stock"]["cases"]) == (1, 2, 3)
+    assert (rows["teacher"]["mean_difference"], rows["teacher"]["ties"]) == (0, 3)
+    gaps = by_arm(section)
+    assert [gaps[arm]["gap_closed"] for arm in ("stock", "dualcl", UPPER)] == [0, 1, 1]
+    scores = judged(section.cases).set_index(["arm", "case", "label"])
+    best = {"dice": 1, "jaccard": 1, "hd95_mm": 0, "asd_mm": 0, "nsd": 1}
+    assert scores.loc[("dualcl", "002", "tail"), list(best)].to_dict() == best
+    assert scores.loc[("dualcl", "NA", "tail"), list(best)].isna().all()
+    assert by_arm(section)["dualcl"]["dice"] == 0.5  # a mean by itself counts what is there
+
+
+def test_the_gap_lies_in_its_interval_where_scores_are_missing(tmp_path: Path) -> None:
+    """Its ends are of the cases that it is of itself."""
+    write_job(tmp_path, "stock", 3, 0, absent({"001": 0.5, "002": 0.0, "NA": 0.0}))
+    write_job(tmp_path, "dualcl", 3, 0, absent({"001": 0.5, "002": None, "NA": None}))
+    write_job(tmp_path, "stock", "all", 0, absent({"001": 0.9, "002": None, "NA": None}))
+    ours = by_arm(the_section(tmp_path))["dualcl"]
+    assert ours["gap_closed"] == pytest.approx((0.75 + 0.75 - 0.25 - 0.25) / (0.2 + 1.0))
+    assert 0 <= ours["gap_low"] <= ours["gap_closed"] <= ours["gap_high"] <= 1
+
+
 def test_seeds_of_a_draw_are_averaged_first(tmp_path: Path) -> None:
     write_store(tmp_path)
     rows = case_rows((0.9, 0.9, 0.9))
@@ -202,6 +244,20 @@ def test_arms_that_lack_draws_can_be_read_in_a_draw_that_all_have(tmp_path: Path
         "3 labeled: 'cps', 'without' are not compared in draw 1 with 'stock', 'teacher', 'dualcl'; one of the two "
         "lacks it."
     ]
+
+
+def test_arms_with_other_draws_lack_some_whatever_their_number(tmp_path: Path) -> None:
+    for arm, draws in {"stock": (1, 2), "teacher": (0, 1, 2), "dualcl": (0, 1), "cps": (1,), "more": (0, 1, 2)}.items():
+        for draw in draws:
+            write_job(tmp_path, arm, 3, draw, case_rows((0.5, 0.6, 0.7)))
+    assert lacking_draws(the_section(tmp_path, upper="more")) == ("stock", "cps", "dualcl")
+
+
+def test_of_equals_the_first_arm_says_which_draws_are_usual(tmp_path: Path) -> None:
+    for arm, draws in {"stock": (1, 2), "dualcl": (0, 1)}.items():
+        for draw in draws:
+            write_job(tmp_path, arm, 3, draw, case_rows((0.5, 0.6, 0.7)))
+    assert lacking_draws(the_section(tmp_path, upper="not run")) == ("dualcl",)
 
 
 # ---- what is missing or unequal
