@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -89,6 +90,11 @@ def required_folder(variable: str) -> Path:
 def folder_if_set(variable: str) -> Path:
     """Folder named by one of nnU-Net's three path variables; nothing lies below it where the variable is not set."""
     return Path(os.environ.get(variable) or os.devnull)
+
+
+def is_fold(name: str) -> bool:
+    """Whether nnU-Net takes a folder of this name for a fold; ``fold_0_old`` is one that was moved aside."""
+    return re.fullmatch(r"fold_(\d+|all)", name) is not None
 
 
 def unlabeled_preprocessed_folder(preprocessed_dataset_folder: Path, data_identifier: str) -> Path:

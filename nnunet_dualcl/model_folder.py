@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl.data.plans import check_configuration, read_json
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.layout import is_fold
 from nnunet_dualcl.preprocessing.record import decisive_values
 
 
@@ -24,7 +25,7 @@ def trained_checkpoints(model_folder: Path, folds: Sequence[int | str] | None, c
     if not (model_folder / "plans.json").is_file():
         raise DualCLError(f"{model_folder} holds no trained model (no plans.json). Check -d, -c, -p and -tr.")
     if folds is None:
-        paths = sorted(model_folder.glob(f"fold_*/{checkpoint_name}"))
+        paths = [path for path in sorted(model_folder.glob(f"fold_*/{checkpoint_name}")) if is_fold(path.parent.name)]
         if not paths:
             raise DualCLError(
                 f"No {checkpoint_name} in any fold of {model_folder}. Train to the end, or name one with -chk."

@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nnunet_dualcl.data.cases import ROLES, raw_training_images, read_splits
+from nnunet_dualcl.data.cases import ROLES, list_case_images, raw_training_images, read_splits
 from nnunet_dualcl.data.plans import read_json
+from nnunet_dualcl.data.splits import check_patients
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import SPLITS_FILE, folder_if_set, required_folder
+from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE, folder_if_set, required_folder
 
 KINDS = {
     "folder": "any tree of NIfTI, NRRD or MetaImage files, with or without labels",
@@ -96,7 +97,13 @@ def _before_planning(target: Path) -> str | None:
     except DualCLError as error:
         return str(error)
     listed = {case for split in splits for role in ROLES for case in split.get(role, [])}
-    labeled = raw_training_images(target, read_json(target / "dataset.json"))
+    dataset_json = read_json(target / "dataset.json")
+    unlabeled = list_case_images(target / IMAGES_UNLABELED, dataset_json["file_ending"])
+    try:
+        check_patients(unlabeled, {case for split in splits for case in split.get("val", [])}, target)
+    except DualCLError as error:
+        return str(error)
+    labeled = raw_training_images(target, dataset_json)
     if not (new := sorted(set(labeled) - listed)):
         return None
     return (

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnunet_dualcl.atomic import replacing, write_text
 from nnunet_dualcl.errors import DualCLError, first_few
-from nnunet_dualcl.layout import PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE
+from nnunet_dualcl.layout import IMAGES_UNLABELED, PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE, is_fold
 
 Split = dict[str, list[str]]
 
@@ -152,13 +152,28 @@ def of_groups(cases: Iterable[str], held: Iterable[str], groups: Mapping[str, st
     return sorted(case for case in cases if groups.get(case, case) in theirs)
 
 
+def check_patients(unlabeled: Iterable[str], held: Iterable[str], raw_dataset_folder: Path) -> None:
+    """Refuse unlabeled scans of patients whose other scans are to stay unseen, as far as patients are known.
+
+    Raises:
+        DualCLError: naming the scans.
+    """
+    groups = known_groups(raw_dataset_folder)
+    if groups is not None and (shared := of_groups(unlabeled, held, groups)):
+        raise DualCLError(
+            f"{raw_dataset_folder / PATIENTS_FILE}: unlabeled scans are of validation patients, and training would see "
+            f"them: {first_few(shared)}. Move these out of {raw_dataset_folder / IMAGES_UNLABELED}, or draw the split "
+            "again over whole patients: dualcl split --force"
+        )
+
+
 def trained_folds(results_dataset_folder: Path) -> list[str]:
     """Folds with a checkpoint below a dataset's results, ``TRAINER__PLANS__CONFIGURATION/fold_N``, sorted.
 
     ``fold_all`` is not among them: it has no split.
     """
-    checkpoints = results_dataset_folder.glob("*/fold_[0-9]*/checkpoint_*.pth")
-    return sorted({path.parent.relative_to(results_dataset_folder).as_posix() for path in checkpoints})
+    folders = {path.parent for path in results_dataset_folder.glob("*/fold_[0-9]*/checkpoint_*.pth")}
+    return sorted(path.relative_to(results_dataset_folder).as_posix() for path in folders if is_fold(path.name))
 
 
 def replace_splits(

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
 from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans, unlabeled_command
+from nnunet_dualcl.data.splits import check_patients
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
@@ -122,7 +123,8 @@ def ensure_unlabeled(
     check_configuration(plans, configuration)
     manager = PlansManager(plans).get_configuration(configuration)
     folder = unlabeled_preprocessed_folder(preprocessed_dataset_folder, manager.data_identifier)
-    kept = _without_raw_images(raw, dataset_json, folder, listed)
+    labeled = preprocessed_dataset_folder / manager.data_identifier
+    kept = _without_raw_images(raw, dataset_json, folder, listed, _finished(labeled))
     cases = unlabeled_case_images(raw, dataset_json, sorted(set(listed) - kept)) if raw.is_dir() else {}
     names = sorted(kept | set(cases))
     missing = sorted(set(listed) - set(names))
@@ -134,6 +136,7 @@ def ensure_unlabeled(
             f"dataset is not at nnUNet_raw={os.environ.get('nnUNet_raw')}. Run dualcl preprocess where it is."
         )
     check_disjoint(names, split, where=f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}")
+    check_patients(names, split.get("val", []), raw)
     if kept:
         refuse_other_plans(folder, decisive_values(plans, manager.configuration))
     if kept and raw.is_dir():
@@ -160,15 +163,25 @@ def ensure_unlabeled(
     return folder, names
 
 
-def _without_raw_images(raw: Path, dataset_json: Mapping[str, Any], folder: Path, listed: Sequence[str]) -> set[str]:
-    """Unlabeled cases that are preprocessed and whose folder of images is not at hand."""
-    present = {path.name.removesuffix(PROPERTIES_ENDING) for path in folder.glob(f"[!.]*{PROPERTIES_ENDING}")}
+def _without_raw_images(
+    raw: Path, dataset_json: Mapping[str, Any], folder: Path, listed: Sequence[str], labeled: Collection[str]
+) -> set[str]:
+    """Unlabeled cases that are preprocessed and whose folder of images is not at hand.
+
+    One that got its label since is unlabeled only where the split lists it as that.
+    """
+    present = _finished(folder)
     kept: set[str] = set()
     if not (raw / IMAGES_UNLABELED).is_dir():
-        kept |= present & set(read_stamp(folder).get(IMAGES_UNLABELED, []))
+        kept |= present & set(read_stamp(folder).get(IMAGES_UNLABELED, [])) - set(labeled)
     if not raw.is_dir() or ("dataset" not in dataset_json and not (raw / "imagesTr").is_dir()):
         kept |= present & set(listed)
     return kept
+
+
+def _finished(folder: Path) -> set[str]:
+    """Cases that are preprocessed in a folder."""
+    return {path.name.removesuffix(PROPERTIES_ENDING) for path in folder.glob(f"[!.]*{PROPERTIES_ENDING}")}
 
 
 def _in_folder(raw: Path, cases: CaseImages) -> list[str] | None:
@@ -281,7 +294,7 @@ def _shuffled(cases: CaseImages) -> CaseImages:
 
 def _check_room(folder: Path, labeled: Path, cases: int) -> None:
     """Say how much so many new cases will take, going by the labeled ones; refuse where that is clearly not free."""
-    finished = len(list(labeled.glob(f"[!.]*{PROPERTIES_ENDING}")))
+    finished = len(_finished(labeled))
     if not finished or not cases:
         return
     needed = cases * sum(path.stat().st_size for path in labeled.glob("[!.]*")) / finished

@@ -31,6 +31,7 @@ from nnunet_dualcl.data.cases import raw_training_images, read_split
 from nnunet_dualcl.data.paired_loader import PairedLoader, augment, build_unlabeled_loader, patches_of
 from nnunet_dualcl.data.plans import preprocess_command
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
+from nnunet_dualcl.data.splits import check_patients
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE, folder_if_set
@@ -188,7 +189,11 @@ class DualCLTrainer(nnUNetTrainer):
             train, validation = super().get_dataloaders()
         loader = train.data_loader
         labeled = loader._data.identifiers
-        self._check_validation(labeled, validation.data_loader._data.identifiers)  # nnU-Net may have just drawn them
+        held_out = validation.data_loader._data.identifiers
+        self._check_validation(labeled, held_out)  # nnU-Net may have just drawn them
+        if self.fold != "all":  # which validates on its training cases
+            raw = folder_if_set("nnUNet_raw") / Path(self.preprocessed_dataset_folder_base).name
+            check_patients(self.unlabeled_keys, held_out, raw)
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"

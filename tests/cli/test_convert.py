@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_dualcl.cli.convert import KINDS
+from nnunet_dualcl.cli.convert import KINDS, _before_planning
 from nnunet_dualcl.cli.main import main
 
 
@@ -147,3 +147,14 @@ def test_labels_that_arrive_after_a_split_are_not_passed_over(
     capsys.readouterr()
     assert main(arguments(source, "--resume")) == 0
     assert "Next: nnUNetv2_plan_and_preprocess -d 7" in capsys.readouterr().out
+    # a further scan of a validation patient
+    raw = tmp_path / "nnUNet_raw" / preprocessed.name
+    ((held_out,),) = (split["val"] for split in json.loads((preprocessed / "splits_final.json").read_text()))
+    patients = dict(line.split(",") for line in (raw / "conversion" / "patients.csv").read_text().split())
+    image = next((raw / "imagesTr").glob(f"{held_out}_0000.*"))
+    shutil.copy(image, raw / "imagesUnlabeled" / image.name.replace(held_out, "later"))
+    with (raw / "conversion" / "patients.csv").open("a", encoding="utf-8") as lines:
+        lines.write(f"later,{patients[held_out]}\n")
+    told = _before_planning(raw)
+    assert told is not None
+    assert "unlabeled scans are of validation patients, and training would see them: later" in told

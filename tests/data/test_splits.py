@@ -7,7 +7,14 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import _maybe_copy_splits_file
 
 from nnunet_dualcl.data.cases import check_disjoint, read_split
-from nnunet_dualcl.data.splits import draw_splits, read_case_list, read_groups, replace_splits, write_splits
+from nnunet_dualcl.data.splits import (
+    draw_splits,
+    read_case_list,
+    read_groups,
+    replace_splits,
+    trained_folds,
+    write_splits,
+)
 from nnunet_dualcl.errors import DualCLError
 
 CASES = [f"case_{number:02d}" for number in range(23)]
@@ -218,3 +225,11 @@ def test_where_the_raw_datasets_split_cannot_be_renamed_nothing_is_written(
     with pytest.raises(DualCLError, match=r"cannot be renamed to splits_of_conversion\.json \(Permission denied\)"):
         replace_splits(raw, path, draw(seed=9), force=False)
     assert not list(path.parent.glob("*"))
+
+
+def test_folders_moved_aside_are_no_trained_folds(tmp_path: Path) -> None:
+    for name in ("fold_0", "fold_12", "fold_1_old", "fold_all"):
+        (tmp_path / "T__p__2d" / name).mkdir(parents=True)
+        (tmp_path / "T__p__2d" / name / "checkpoint_final.pth").touch()
+    (tmp_path / "T__p__2d" / "fold_3").mkdir()
+    assert trained_folds(tmp_path) == ["T__p__2d/fold_0", "T__p__2d/fold_12"]

@@ -735,3 +735,31 @@ def test_ensure_without_raw_data_refuses_two_roles_and_other_plans(without_raw: 
     set_split(without_raw, train=["u2"], val=["lab"], unlabeled=["listed"])
     with pytest.raises(DualCLError, match=r"u2 listed as unlabeled and as a labeled training case \('train'\)"):
         ensure(without_raw)
+
+
+@pytest.mark.parametrize("split", [{}, {"train": ["u2"], "val": ["lab"]}, {"train": ["lab"], "val": ["u2"]}])
+def test_a_scan_that_got_its_label_is_not_unlabeled_where_raw_data_are_not_at_hand(
+    without_raw: Path, split: dict[str, list[str]]
+) -> None:
+    labeled = without_raw / "lopsidedPlans_3d_fullres"
+    shutil.copy(labeled / "lab.pkl", labeled / "u2.pkl")
+    (without_raw / "splits_final.json").unlink()
+    if split:
+        set_split(without_raw, **split)
+    assert ensure(without_raw)[1] == ["u0", "u1"]
+    set_split(without_raw, train=["listed"], val=["lab"], unlabeled=["u2"])
+    assert ensure(without_raw)[1] == ["u0", "u1", "u2"]
+
+
+def test_scans_of_validation_patients_are_refused_before_they_are_preprocessed(raw: Path, preprocessed: Path) -> None:
+    patients = raw / "conversion" / "patients.csv"
+    patients.parent.mkdir()
+    rows = {"lab": "p1", "listed": "p2", "held_out": "p3", "u0": "p1", "u1": "p3", "u2": "p4"}
+    patients.write_text("".join(f"{case},{patient}\n" for case, patient in rows.items()), encoding="utf-8")
+    with pytest.raises(DualCLError, match=r"patients\.csv: unlabeled scans are of validation patients, .*: u1\. Move"):
+        ensure(preprocessed)
+    assert not (preprocessed / FOLDER).exists()
+    assert ensure(preprocessed, fold="all")[1] == ["u0", "u1", "u2"]  # which holds no patient out
+    for image in (raw / "imagesUnlabeled").glob("u1_*"):
+        image.unlink()
+    assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]

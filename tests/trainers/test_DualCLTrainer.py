@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +434,20 @@ def test_cascades_and_apples_devices_are_refused(toy: Any, configure: Any) -> No
     with pytest.raises(DualCLError, match="second stage of a cascade"):
         toy.trainer(DualCLTrainer, plans=plans).run_training()
     assert not list(toy.preprocessed.glob("*_unlabeled"))  # before anything long
+
+
+def test_patients_of_a_split_that_nnunet_draws_are_looked_at_too(toy: Any, configure: Any) -> None:
+    configure(**SHORT)
+    (toy.preprocessed / "splits_final.json").unlink()
+    patients = toy.raw / "conversion" / "patients.csv"
+    patients.parent.mkdir()
+    labeled = {path.name.removesuffix(".nii.gz"): "one" for path in (toy.raw / "labelsTr").iterdir()}
+    for patient_of_unl_1, refused in (("other", False), ("one", True)):
+        rows = {**labeled, "unl_0": "other", "unl_1": patient_of_unl_1}
+        patients.write_text("".join(f"{case},{patient}\n" for case, patient in rows.items()), encoding="utf-8")
+        trainer = toy.trainer(DualCLTrainer, fold=3)
+        with pytest.raises(DualCLError, match="would see them: unl_1") if refused else nullcontext():
+            trainer.on_train_start()
 
 
 def test_fold_all_says_whose_labels_it_uses(toy: Any, configure: Any) -> None:
