@@ -12,6 +12,9 @@ from typing import Any
 
 import nnunetv2
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
@@ -47,8 +50,8 @@ def export_stock_model(
         Names of the exported fold folders.
 
     Raises:
-        DualCLError: nothing to export, a checkpoint of another trainer, folds that do not go together, or ``target``
-            exists.
+        DualCLError: nothing to export, a checkpoint of another trainer or network, folds that do not go together, or
+            ``target`` exists.
     """
     if target.exists():
         raise DualCLError(f"{target} exists. Export under a new name, or move the old one away.")
@@ -127,13 +130,35 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     weights = checkpoint["network_weights"]
     check_layout(weights, path)
+    stock = {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)}
+    _check_network(stock, checkpoint["init_args"], path)
     return {
-        "network_weights": {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)},
+        "network_weights": stock,
         "init_args": checkpoint["init_args"],
         "trainer_name": STOCK_TRAINER,
         "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         "current_epoch": checkpoint["current_epoch"],
     }
+
+
+def _check_network(weights: dict[str, Any], init_args: dict[str, Any], path: Path) -> None:
+    """Refuse weights that do not fit what nnU-Net builds from the plans: a trainer with a network of its own."""
+    plans, dataset_json = PlansManager(init_args["plans"]), init_args["dataset_json"]
+    configuration = plans.get_configuration(init_args["configuration"])
+    network = nnUNetTrainer.build_network_architecture(
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise DualCLError(
+            f"{path}: encoder and decoder A are not the network that nnU-Net builds from the plans, so it could not "
+            "load them. Predict where this package and the trainer are installed: dualcl predict."
+        ) from None
 
 
 def _version(package: str) -> str:

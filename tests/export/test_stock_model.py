@@ -90,6 +90,22 @@ def test_every_fold_that_has_the_checkpoint_is_exported_under_the_name_that_pred
     )
 
 
+def test_a_fold_that_was_moved_aside_is_not_exported(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model / "fold_0", model / "fold_0_old")
+    assert export_stock_model(model, tmp_path / "exported") == ["fold_0"]
+
+
+def test_a_network_that_nnunet_does_not_build_from_the_plans_is_refused(model: Path, tmp_path: Path) -> None:
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    name = "decoder.seg_layers.0.weight"
+    checkpoint["network_weights"][name] = torch.cat([checkpoint["network_weights"][name]] * 2, 1)
+    torch.save(checkpoint, path)
+    with pytest.raises(DualCLError, match=r"decoder A are not the network that nnU-Net builds .* dualcl predict"):
+        export_stock_model(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
 def test_existing_target_is_kept(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DualCLError, match=r"out exists\. Export under a new name"):
