@@ -27,10 +27,11 @@ def copy_paste(
     Args:
         images: (B_u, channels, *) unlabeled patches.
         labels: (B_u, P, *) of ``images``.
-        labeled_images: (B, channels, *); patch i of the unlabeled half meets patch i modulo B.
+        labeled_images: (B, channels, *); patch i of the unlabeled half meets patch i modulo B, or, where there are more
+            labeled ones, those from a drawn one on, so that each has its turn.
         known: (B, P, *) of ``labeled_images``.
         fraction: edge length of the cuboid as a share of the patch's, for each axis; at least one voxel.
-        generator: draws the cuboids' places on the host.
+        generator: draws the cuboids' places, and that one, on the host.
 
     Returns:
         New images and labels of the same shapes; the arguments are left as they are.
@@ -39,9 +40,10 @@ def copy_paste(
     """
     pasted = _pasted(images, fraction, generator)
     times = -(-len(images) // len(labeled_images))
+    first = int(generator.integers(len(labeled_images))) if len(images) < len(labeled_images) else 0
 
     def partners(of_labeled: torch.Tensor) -> torch.Tensor:
-        return (of_labeled if times == 1 else torch.cat([of_labeled] * times))[: len(images)]
+        return (of_labeled.roll(-first, 0) if times == 1 else torch.cat([of_labeled] * times))[: len(images)]
 
     mixed = (torch.where(pasted, partners(new), old) for new, old in zip(known, labels, strict=True))
     return torch.where(pasted, partners(labeled_images), images), PseudoLabels(*mixed)

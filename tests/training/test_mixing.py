@@ -87,7 +87,7 @@ def test_cuboids_take_every_place_and_differ_within_a_batch() -> None:
     assert sum(even == odd for even, odd in boxes) < 10
 
 
-@pytest.mark.parametrize(("unlabeled", "labeled"), [(2, 2), (5, 2), (2, 3)])
+@pytest.mark.parametrize(("unlabeled", "labeled"), [(2, 2), (5, 2)])
 def test_labels_and_reliable_follow_the_pixels(unlabeled: int, labeled: int) -> None:
     arguments = case(unlabeled, labeled)
     images, (labels, reliable) = mix(arguments)
@@ -100,6 +100,22 @@ def test_labels_and_reliable_follow_the_pixels(unlabeled: int, labeled: int) -> 
         for mixed, known, before in zip((labels, reliable), arguments["known"], arguments["labels"], strict=True):
             assert torch.equal(mixed[index][:, pasted], known[partner][:, pasted])
             assert torch.equal(mixed[index][:, ~pasted], before[index][:, ~pasted])
+
+
+def test_each_labeled_patch_has_its_turn_where_there_are_more() -> None:
+    """nnU-Net forces the last ones onto foreground."""
+    arguments = case(unlabeled=2, labeled=3)
+    partners = []
+    for seed in range(30):
+        images, (labels, _) = mix(arguments, seed=seed)
+        shown = []
+        for index, pasted in enumerate(pasted_into(images)):
+            fits = [bool((images[index] == patch)[:, pasted].all()) for patch in arguments["labeled_images"]]
+            shown.append(fits.index(True))
+            assert torch.equal(labels[index][:, pasted], arguments["known"].labels[shown[-1]][:, pasted])
+        assert shown[1] == (shown[0] + 1) % 3
+        partners.append(shown[0])
+    assert all(partners.count(patch) > 4 for patch in range(3))
 
 
 def test_the_whole_patch() -> None:
