@@ -23,7 +23,7 @@ class UAMTTrainer(MeanTeacherTrainer):
     """
 
     def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """Labels of the mean of the looks, trusted where its entropy is low."""
+        """Labels of the mean of the looks, trusted where its entropy is low, or wherever ``pseudo_label_on`` says."""
         problems = self.loss.problems
         with torch.no_grad():
             means = [torch.zeros((), device=images.device)] * problems.count
@@ -33,4 +33,6 @@ class UAMTTrainer(MeanTeacherTrainer):
                 means = [mean + look.softmax(1) / _PASSES for mean, look in zip(means, looks, strict=True)]
             threshold = _FIRST_THRESHOLD + (1 - _FIRST_THRESHOLD) * self.loss.ramp
             labels = torch.stack([mean.max(1).indices for mean in means], 1)
+            if self.config.pseudo_label_on == "all":
+                return PseudoLabels(labels, torch.ones_like(labels, dtype=torch.bool))
             return PseudoLabels(labels, torch.stack([normalized_entropy(mean) < threshold for mean in means], 1))

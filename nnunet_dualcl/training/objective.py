@@ -351,6 +351,8 @@ class SemiSupervisedLoss(nn.Module):
             given: PseudoLabels | None = None
             if not self.config.uses_teacher:
                 given = PseudoLabels(*(torch.where(self._a_wins, part[0], part[-1]) for part in predicted))
+                if self.config.pseudo_label_on == "all":  # of what is given; L_c keeps the unreliable voxels
+                    given = given._replace(reliable=torch.ones_like(given.reliable))
             elif half.taught is not None:
                 given = PseudoLabels(*(_at(part, positions) for part in half.taught))
             truth = None if half.truth is None else _at(half.truth, positions)

@@ -85,6 +85,20 @@ def test_uncertainty_is_the_entropy_of_the_mean_of_noisy_looks(
     assert torch.equal(reliable[:, 0], normalized_entropy(mean) < threshold)
 
 
+def test_uncertain_voxels_are_taught_on_demand(toy: Any, configure: Any) -> None:
+    images = torch.randn(2, 2, 6, 12, 16, generator=torch.Generator().manual_seed(0))
+    found = []
+    for on in ("reliable", "all"):
+        configure(**SHORT, rampup_fraction=1.0, pseudo_label_on=on)
+        trainer = toy.trainer(UAMTTrainer)
+        trainer.on_train_start()
+        torch.manual_seed(0)  # the noise
+        found.append(trainer.teacher_labels(images))
+    assert torch.equal(found[0].labels, found[1].labels)
+    assert not found[0].reliable.all()
+    assert found[1].reliable.all()
+
+
 def test_presets_are_valid_and_leave_the_rest_alone() -> None:
     for name, values in PRESETS.items():
         assert DualCLConfig.preset(name) == replace(DualCLConfig.preset("dualcl"), **values)

@@ -386,6 +386,19 @@ def test_on_demand_every_voxel_is_taught_whatever_its_entropy(source: Any) -> No
     assert moved[every].float().mean() > 0.95
 
 
+@pytest.mark.parametrize("source", ["winner", "cross"])
+def test_the_log_counts_the_voxels_that_are_taught(source: Any) -> None:
+    output, target = leaves()
+    shares = []
+    for on in ("reliable", "all"):
+        values = {**ONLY["pseudo_label"], "pseudo_label_source": source, "mixing": "none"}
+        loss = objective(**values, unreliable_fraction_start=0.5, pseudo_label_on=on)
+        loss(output, target)
+        shares.append(seen_by(loss)["reliable_share"])
+    assert 0.3 < shares[0] < 0.7
+    assert shares[1] == 1
+
+
 def test_the_contrast_keeps_its_unreliable_voxels_where_all_are_taught() -> None:
     output, target = leaves()
     values = {**ONLY["contrastive"], "unreliable_fraction_start": 0.5}
