@@ -21,6 +21,7 @@ from nnunet_dualcl.config import DualCLConfig
 from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.data.random_stream import seed_epoch, seed_global_streams
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.find_trainer import reads_config
 from nnunet_dualcl.layout import CONFIG_VARIABLE, EXT_TRAINER_VARIABLE, with_trainers_folder
 from nnunet_dualcl.training.environment import variable
 
@@ -80,7 +81,8 @@ def train(
         )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr"):
             setattr(trainer, name, getattr(config, name))
-        trainer.save_checkpoint = partial(_save_whole, trainer.save_checkpoint)
+        if not reads_config(type(trainer)):  # ours write whole files by themselves
+            trainer.save_checkpoint = partial(_save_whole, trainer.save_checkpoint)
         trainer.on_train_epoch_start = partial(_seed_and, trainer.on_train_epoch_start, trainer, config.seed)
         trainer.save_every = min(trainer.save_every, max(1, config.num_epochs // _SAVES))
         if not (Path(trainer.output_folder) / "checkpoint_final.pth").is_file():
@@ -95,7 +97,7 @@ def _seed_and(start_epoch: Callable[[], None], trainer: Any, seed: int) -> None:
 
 
 def _save_whole(save: Callable[[str], None], filename: str) -> None:
-    """A stop while nnU-Net's own trainers write leaves the checkpoint of before."""
+    """A stop while a trainer of nnU-Net's own writes leaves the checkpoint of before."""
     remove_leftovers(Path(filename))
     with replacing(Path(filename)) as partial_file:
         save(str(partial_file))

@@ -195,6 +195,29 @@ def test_a_continued_training_is_an_uninterrupted_one(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+def test_the_clock_starts_again_with_each_latest_checkpoint(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, end, now, forced = nnUNetTrainer.on_train_epoch_start, nnUNetTrainer.on_epoch_end, [0.0], []
+
+    def ten_minutes(self: Any) -> None:
+        start(self)
+        now[0] += 600
+
+    def note(self: Any) -> None:
+        if self.save_every == 1:
+            forced.append(self.current_epoch)
+        end(self)
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", ten_minutes)
+    monkeypatch.setattr(nnUNetTrainer, "on_epoch_end", note)
+    monkeypatch.setattr("nnunet_dualcl.runs._SAVES", 1)
+    config = DualCLConfig(num_epochs=7, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1)
+    train(toy.raw.name, "toyPlans", "DualCLTrainer", config, tmp_path / "config.yaml")
+    assert forced == [1, 3, 5]
+
+
 def test_dice_by_hand(tmp_path: Path) -> None:
     reference, prediction = np.zeros((2, 3, 4, 5), np.uint8)
     reference[0, 0, :4] = 1
