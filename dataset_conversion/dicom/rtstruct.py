@@ -19,6 +19,8 @@ from nnunet_dualcl.dataset_conversion.labels import merge_structures
 from nnunet_dualcl.errors import DualCLError
 
 _FILLED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_CORNERS = 3
+"""Contours of fewer enclose nothing."""
 _CONTOUR_DATA = 0x30060050
 _SAME_PLANE = 0.05
 """Contours of which the heights differ less, in slices, are on one plane."""
@@ -53,10 +55,11 @@ def contour_labels(path: Path, values: Mapping[int, int], grid: Grid) -> tuple[n
 
 
 def contour_points(path: Path) -> np.ndarray:
-    """The first point (n, 3) in mm of every contour, to find out which series they were drawn on."""
+    """The first point (n, 3) in mm of every closed contour, to find out which series they were drawn on."""
     header = pydicom.dcmread(path, force=True)
     items = [item for roi in header.get("ROIContourSequence") or [] for item in roi.get("ContourSequence") or []]
-    return np.array([points[0] for points in map(_points, items) if len(points)]).reshape(-1, 3)
+    closed = [points for item in items if _kind(item) in _FILLED and len(points := _points(item)) >= _CORNERS]
+    return np.array([points[0] for points in closed]).reshape(-1, 3)
 
 
 def inside_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -95,9 +98,9 @@ def _contours(path: Path, values: Mapping[int, int], notes: list[str]) -> Iterat
     for number, value in sorted(values.items(), key=lambda pair: (pair[1], pair[0])):
         contours = []
         for contour in (items[number].get("ContourSequence") or []) if number in items else []:
-            kind = str(contour.get("ContourGeometricType") or "")
+            kind = _kind(contour)
             points = _points(contour)
-            if kind in _FILLED and len(points) >= 3:
+            if kind in _FILLED and len(points) >= _CORNERS:
                 contours.append(points)
             else:
                 passed[kind if kind not in _FILLED else "of fewer than three points"] += 1
@@ -107,6 +110,10 @@ def _contours(path: Path, values: Mapping[int, int], notes: list[str]) -> Iterat
             notes.append(f"ROI {number} (label {value}) has no closed contour: taken as absent")
     for kind, count in sorted(passed.items()):
         notes.append(f"{count} contours {kind or 'without a type'} enclose nothing and were passed over")
+
+
+def _kind(contour: Any) -> str:
+    return str(contour.get("ContourGeometricType") or "")
 
 
 def _points(contour: Any) -> np.ndarray:

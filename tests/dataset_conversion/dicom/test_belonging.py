@@ -53,6 +53,19 @@ def test_then_position_does(tmp_path: Path) -> None:
     assert description(tmp_path) == "fitting"
 
 
+@pytest.mark.parametrize("height", [3.4, 30])
+@pytest.mark.parametrize(("kind", "corners"), [("POINT", 1), ("OPEN_PLANAR", 4), ("CLOSED_PLANAR", 2)])
+def test_what_encloses_nothing_may_lie_anywhere(tmp_path: Path, kind: str, corners: int, height: float) -> None:
+    """An isocenter between slices or off the volume, for one."""
+    write_series(tmp_path, series="other", heights=(0.5, 1.5, 2.5))
+    write_series(tmp_path, series="own")
+    path = write_rtstruct(tmp_path / "rs", {**ORGAN, "mark": [box((1, 1), (4, 3), height)[:corners]]}, frame=LOST)
+    item = pydicom.dcmread(path)
+    item.ROIContourSequence[1].ContourSequence[0].ContourGeometricType = kind
+    item.save_as(path)
+    assert description(tmp_path) == "own"
+
+
 def test_a_tie_is_refused(tmp_path: Path) -> None:
     for series in ("one", "two"):
         write_series(tmp_path, series=series)
