@@ -139,7 +139,8 @@ def _on_slices(
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Slice and polygons in pixels (x, y) of one ROI: each plane of contours goes to the slice it is nearest to.
 
-    Several planes may be nearest to one slice where contours are closer than slices; then the closest has it.
+    Several planes may be nearest to one slice where contours are closer than slices; then the closest has it. Planes
+    halfway between two slices, up to rounding, all go to the lower one.
     """
     extents = [np.concatenate([points.min(axis=0), points.max(axis=0)]).tobytes() for points in contours]
     alike = Counter(extents)  # edges take longer, and are looked at where they may be the same
@@ -163,7 +164,7 @@ def _on_slices(
     outside = dropped = 0
     for plane in planes:
         height = float(heights[plane].mean())
-        index = int(np.floor(height + 0.5))
+        index = int(np.floor(height + 0.5 - _SAME_PLANE))
         if not 0 <= index < grid.size[2]:
             outside += len(plane)
             continue

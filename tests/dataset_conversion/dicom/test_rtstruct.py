@@ -83,6 +83,14 @@ def test_planes_go_to_the_nearest_slice_and_the_closest_wins(tmp_path: Path) -> 
     assert "2 planes of contours lie between slices" in notes[0]
 
 
+def test_planes_halfway_between_slices_all_go_the_same_way(tmp_path: Path) -> None:
+    """Rounded coordinates put them a little above and a little below."""
+    planes = [box((0.5, 0.5), (3.5, 2.5), height) for height in (0.496, 1.504, 2.5, 3.504, 4.496)]
+    array, notes = labels(tmp_path, {"organ": planes}, heights=6)
+    assert array.sum(axis=(1, 2)).tolist() == [6, 6, 6, 6, 6, 0]
+    assert notes == ["ROI 1 (label 1): contours lie up to 0.50 slices off theirs and were moved onto them"]
+
+
 def test_contours_off_their_slices_are_noted(tmp_path: Path) -> None:
     array, notes = labels(tmp_path, {"organ": [box((0.5, 0.5), (3.5, 2.5), height) for height in (1.3, 2.3)]})
     assert array.sum(axis=(1, 2)).tolist() == [0, 6, 6, 0, 0]
