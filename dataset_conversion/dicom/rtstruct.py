@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,8 @@ def _on_slices(
             "structure to axial contours in the planning system, or export it as DICOM-SEG."
         )
     nearest: dict[int, tuple[float, list[np.ndarray]]] = {}
-    planes = _planes(heights)
-    _check_spacing(np.array([heights[plane].mean() for plane in planes]), what)
     outside = dropped = 0
-    for plane in planes:
+    for plane in _planes(heights):
         height = float(heights[plane].mean())
         index = int(np.floor(height + 0.5 - _SAME_PLANE))
         if not 0 <= index < grid.size[2]:
@@ -174,6 +173,7 @@ def _on_slices(
             nearest[index] = height, [placed[number][:, :2] for number in plane]
     if not nearest:
         raise DualCLError(f"all contours of {what} are off the volume: they belong to another series.")
+    _check_skipped({index: polygons for index, (_, polygons) in nearest.items()}, what)
     off = max(abs(height - index) for index, (height, _) in nearest.items())
     empty = max(nearest) - min(nearest) + 1 - len(nearest)
     notes += [
@@ -204,14 +204,26 @@ def _planes(heights: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(heights[order]) > _SAME_PLANE) + 1)
 
 
-def _check_spacing(planes: np.ndarray, what: str) -> None:
-    """Refuse contours on every other slice, for the most part: filled as they are, they would teach stripes."""
-    gaps = np.diff(planes)
-    if len(gaps) > 1 and (gaps > 1.5).mean() > 0.5:
+def _check_skipped(filled: Mapping[int, list[np.ndarray]], what: str) -> None:
+    """Refuse contours on every other slice, for the most part: filled as they are, they would teach stripes.
+
+    A slice and the next one with contours count where any of their contours overlap; others are of different objects,
+    between which slices are empty with reason.
+    """
+    slices = sorted(filled)
+    boxes = [np.array([[polygon.min(axis=0), polygon.max(axis=0)] for polygon in filled[index]]) for index in slices]
+    overlapping = [_overlap(lower, upper) for lower, upper in pairwise(boxes)]
+    steps = np.diff(slices)[np.array(overlapping, bool)]
+    if len(steps) > 1 and (steps > 1).mean() > 0.5:
         raise DualCLError(
-            f"contours of {what} are mostly {np.median(gaps):.3g} slices apart, and the slices between have none. "
+            f"contours of {what} are mostly {np.median(steps):.3g} slices apart, and the slices between have none. "
             "Interpolate them in the planning system and export again."
         )
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> bool:
+    """Does any box (n, 2, 2), its low and high corner in pixels (x, y), overlap any of the others?"""
+    return bool(((boxes[:, None, 0] < others[:, 1]) & (others[:, 0] < boxes[:, None, 1])).all(axis=2).any())
 
 
 def _paint(labels: np.ndarray, structures: list[tuple[int, list[np.ndarray]]]) -> int:

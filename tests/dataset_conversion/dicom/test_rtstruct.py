@@ -105,6 +105,19 @@ def test_contours_beyond_the_volume_and_gaps_are_noted(tmp_path: Path) -> None:
     assert "2 slices between its first and last have no contour" in notes[1]
 
 
+@pytest.mark.parametrize("heights", [(0, 4, 9), (0, 2, 4)])
+def test_slices_between_separate_lesions_are_empty_with_reason(tmp_path: Path, heights: tuple[float, ...]) -> None:
+    """Each on one slice, in line with neither neighbor, though with the two of them together."""
+    first, middle, last = heights
+    lesions = [box((0.5, 0.5), (2.5, 2.5), first), box((4.5, 0.5), (5.5, 2.5), first)]
+    lesions += [box((2.7, 0.5), (4.3, 2.5), middle), box((0.5, 0.5), (2.5, 2.5), last)]
+    array, notes = labels(tmp_path, {"lesions": lesions}, heights=10)
+    assert {index: int(each.sum()) for index, each in enumerate(array) if each.any()} == {first: 6, middle: 4, last: 4}
+    assert notes == [
+        f"ROI 1 (label 1): {last - first - 2} slices between its first and last have no contour and stay empty"
+    ]
+
+
 @pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR"])
 def test_what_encloses_nothing_is_passed_over(tmp_path: Path, kind: str) -> None:
     array, notes = labels(tmp_path, {"marker": [box((0.5, 0.5), (3.5, 2.5), 1)]}, kind=kind)
@@ -118,13 +131,14 @@ def test_what_encloses_nothing_is_passed_over(tmp_path: Path, kind: str) -> None
     [
         ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 2, 4)], "2 slices apart"),
         ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 1, 3, 5, 7, 9)], "mostly 2 slices apart"),
-        ([box((0.5, 0.5), (3.5, 2.5), 9)], "off the volume: they belong to another series"),
+        ([box((shift, 0.5), (3.5 + shift, 2.5), 2 * shift) for shift in range(4)], "2 slices apart"),
+        ([box((0.5, 0.5), (3.5, 2.5), 11)], "off the volume: they belong to another series"),
         ([[[1, 1, 0], [1, 3, 0], [1, 3, 4], [1, 1, 4]]], "lie across the slices"),
     ],
 )
 def test_contours_that_would_teach_nonsense_are_refused(tmp_path: Path, contours: Contours, message: str) -> None:
     with pytest.raises(DualCLError, match=message):
-        labels(tmp_path, {"organ": contours})
+        labels(tmp_path, {"organ": contours}, heights=10)
 
 
 def test_the_first_points_tell_where_contours_are(tmp_path: Path) -> None:
