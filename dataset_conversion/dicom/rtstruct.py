@@ -25,6 +25,8 @@ _CORNERS = 3
 _CONTOUR_DATA = 0x30060050
 _SAME_PLANE = 0.05
 """Contours of which the heights differ less, in slices, are on one plane."""
+_SKIPPING = 0.25
+"""The share of steps from contours to the next ones that may leave slices out; every second or third slice is more."""
 _DECIMALS = 6
 """Of a pixel, that corners are rounded to: those at pixel centers come out there, whatever the arithmetic."""
 
@@ -41,7 +43,7 @@ def contour_labels(path: Path, values: Mapping[int, int], grid: Grid) -> tuple[n
         grid: of the series; contours are placed on it by position alone, whatever instances they name.
 
     Raises:
-        DualCLError: contours that lie across the slices, off the volume altogether, or on every other slice.
+        DualCLError: contours that lie across the slices, off the volume altogether, or with slices left out throughout.
     """
     notes: list[str] = []
     planes: Planes = {}
@@ -205,7 +207,7 @@ def _planes(heights: np.ndarray) -> list[np.ndarray]:
 
 
 def _check_skipped(filled: Mapping[int, list[np.ndarray]], what: str) -> None:
-    """Refuse contours on every other slice, for the most part: filled as they are, they would teach stripes.
+    """Refuse contours that skip slices again and again: filled as they are, they would teach stripes.
 
     A slice and the next one with contours count where any of their contours overlap; others are of different objects,
     between which slices are empty with reason.
@@ -214,10 +216,11 @@ def _check_skipped(filled: Mapping[int, list[np.ndarray]], what: str) -> None:
     boxes = [np.array([[polygon.min(axis=0), polygon.max(axis=0)] for polygon in filled[index]]) for index in slices]
     overlapping = [_overlap(lower, upper) for lower, upper in pairwise(boxes)]
     steps = np.diff(slices)[np.array(overlapping, bool)]
-    if len(steps) > 1 and (steps > 1).mean() > 0.5:
+    if (steps > 1).sum() > 1 and (steps > 1).mean() > _SKIPPING:
         raise DualCLError(
-            f"contours of {what} are mostly {np.median(steps):.3g} slices apart, and the slices between have none. "
-            "Interpolate them in the planning system and export again."
+            f"contours of {what} leave slices out: {(steps - 1).sum()} of the {slices[-1] - slices[0] + 1} from the "
+            "first to the last have none, though those before and behind overlap, which would teach stripes. "
+            "Interpolate them in the planning system, or make separate lesions ROIs of their own, and export again."
         )
 
 

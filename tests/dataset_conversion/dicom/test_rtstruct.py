@@ -105,6 +105,16 @@ def test_contours_beyond_the_volume_and_gaps_are_noted(tmp_path: Path) -> None:
     assert "2 slices between its first and last have no contour" in notes[1]
 
 
+@pytest.mark.parametrize("left_out", [[1], [1, 2, 3], [3, 7]])
+def test_few_slices_that_are_left_out_stay_empty(tmp_path: Path, left_out: list[int]) -> None:
+    planes = [box((0.5, 0.5), (3.5, 2.5), height) for height in range(11) if height not in left_out]
+    array, notes = labels(tmp_path, {"organ": planes}, heights=11)
+    assert [index for index, each in enumerate(array) if not each.any()] == left_out
+    assert notes == [
+        f"ROI 1 (label 1): {len(left_out)} slices between its first and last have no contour and stay empty"
+    ]
+
+
 @pytest.mark.parametrize("heights", [(0, 4, 9), (0, 2, 4)])
 def test_slices_between_separate_lesions_are_empty_with_reason(tmp_path: Path, heights: tuple[float, ...]) -> None:
     """Each on one slice, in line with neither neighbor, though with the two of them together."""
@@ -129,9 +139,10 @@ def test_what_encloses_nothing_is_passed_over(tmp_path: Path, kind: str) -> None
 @pytest.mark.parametrize(
     ("contours", "message"),
     [
-        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 2, 4)], "2 slices apart"),
-        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 1, 3, 5, 7, 9)], "mostly 2 slices apart"),
-        ([box((shift, 0.5), (3.5 + shift, 2.5), 2 * shift) for shift in range(4)], "2 slices apart"),
+        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 2, 4)], "leave slices out: 2 of the 5"),
+        ([box((0.5, 0.5), (3.5, 2.5), height) for height in (0, 1, 3, 5, 7, 9)], "4 of the 10"),
+        ([box((shift, 0.5), (3.5 + shift, 2.5), 2 * shift) for shift in range(4)], "3 of the 7"),
+        ([box((0.5, 0.5), (3.5, 2.5), 1.5 * number) for number in range(6)], "2 of the 8"),
         ([box((0.5, 0.5), (3.5, 2.5), 11)], "off the volume: they belong to another series"),
         ([[[1, 1, 0], [1, 3, 0], [1, 3, 4], [1, 1, 4]]], "lie across the slices"),
     ],
