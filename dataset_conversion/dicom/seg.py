@@ -65,6 +65,8 @@ def segment_labels(
         labels[index], contested = merge_structures(masks(wanted, labels[index].shape), labels[index].shape)
         overlapping += contested
     notes = [f"fractional segments were cut at {threshold:g} of their maximum"] if fractional else []
+    if target != grid and _stated_gap(groups) is None:
+        notes.append(f"frames state no SpacingBetweenSlices and were taken for slices of {target.spacing[2]:.3g} mm")
     if overlapping:
         notes.append(f"{overlapping} voxels are of several segments; the one named first has them")
     return labels, target, notes
@@ -79,8 +81,8 @@ def frame_positions(header: Any) -> np.ndarray:
 def _target(header: Any, groups: list[tuple[Any, ...]], positions: np.ndarray, grid: Grid) -> tuple[Grid, np.ndarray]:
     """The grid for the labels, and the voxel (x, y, z) on it of each frame's first pixel.
 
-    It is that of the series where all frames lie on it, be they cropped, sparse or in reversed order; otherwise the one
-    that the frames themselves are on, and the writer says how it differs.
+    It is that of the series where all frames lie on it, be they cropped, sparse or in reversed order; otherwise, and
+    where they are of thicker slices, the one that the frames themselves are on, and the writer says how it differs.
     """
     along_row, along_column, (dx, dy) = _plane(groups)
     rows, columns = int(header.Rows), int(header.Columns)
@@ -89,8 +91,8 @@ def _target(header: Any, groups: list[tuple[Any, ...]], positions: np.ndarray, g
     corners = np.round(starts).astype(int)
     wanted_ends = corners + np.array([columns - 1, rows - 1, 0])
     # corners alone would take a transposed square, and frames of thicker slices for a sparse segmentation
-    stated = functional_group(groups[0], "PixelMeasuresSequence", "SpacingBetweenSlices")
-    as_thick = stated is None or abs(float(stated) / grid.spacing[2] - 1) <= OFF_GRID
+    stated = _stated_gap(groups)
+    as_thick = _as_thick(corners[:, 2]) if stated is None else abs(stated / grid.spacing[2] - 1) <= OFF_GRID
     parallel = same_direction(along_row, grid.axes[0]) and same_direction(along_column, grid.axes[1])
     exact = max(np.abs(starts - corners).max(), np.abs(ends - wanted_ends).max()) <= OFF_GRID
     aligned = as_thick and parallel and exact
@@ -98,6 +100,22 @@ def _target(header: Any, groups: list[tuple[Any, ...]], positions: np.ndarray, g
         return grid, corners
     own = _own_grid(header, groups, positions, along_row, along_column, (dx, dy))
     return own, np.round(own.indices(positions)).astype(int)
+
+
+def _stated_gap(groups: list[tuple[Any, ...]]) -> float | None:
+    """Slice distance in mm that the frames state."""
+    stated = functional_group(groups[0], "PixelMeasuresSequence", "SpacingBetweenSlices")
+    return None if stated is None else float(stated)
+
+
+def _as_thick(slices: np.ndarray) -> bool:
+    """Are frames on these slices of a series, of which no distance is stated, as thick as those?
+
+    Three or more that are whole multiples of some slices apart are taken for thicker ones: pasted onto single slices,
+    they would be stripes.
+    """
+    gaps = np.diff(np.unique(slices))
+    return len(gaps) < 2 or bool(gaps.min() == 1 or (gaps % gaps.min()).any())
 
 
 def _plane(groups: list[tuple[Any, ...]]) -> tuple[Vector, Vector, tuple[float, float]]:
@@ -131,9 +149,8 @@ def _own_grid(
     heights = positions @ normal
     lowest = positions[int(np.argmin(heights))]
     gaps = np.diff(np.unique(heights.round(3)))
-    stated = functional_group(groups[0], "PixelMeasuresSequence", "SpacingBetweenSlices")
     # frames without a segment are often left out, so the smallest gap may be several slices
-    step = float(stated or (gaps.min() if gaps.size else 0))
+    step = float(_stated_gap(groups) or (gaps.min() if gaps.size else 0))
     layers = (heights - heights.min()) / step if step > 0 else np.full(len(heights), np.nan)
     sideways = positions - lowest - np.outer(heights - heights.min(), normal)
     if not np.abs(layers - layers.round()).max() <= OFF_GRID or (

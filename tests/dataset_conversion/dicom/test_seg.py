@@ -129,3 +129,34 @@ def test_thicker_slices_do_not_become_stripes(tmp_path: Path) -> None:
     item.save_as(path)
     labels, grid, _ = segment_labels(path, {1: 1}, series.grid, threshold=0.5)
     assert (grid.spacing[2], labels.shape[0]) == (2 * GAP, 2)
+
+
+def sparse(folder: Path, slices: list[int]) -> tuple[Path, Series, np.ndarray]:
+    """Frames on some of 10 slices, and no word of how far apart they are."""
+    mask = np.zeros((10, 5, 7), np.uint8)
+    mask[slices, 1, 2:5] = 1
+    images = write_series(folder, heights=range(10))
+    path = write_seg(folder / "seg", images, mask)
+    item = pydicom.dcmread(path)
+    del item.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+    item.save_as(path)
+    (series,) = scan(folder).series
+    return path, series, mask
+
+
+@pytest.mark.parametrize(("slices", "step"), [([2, 4, 6], 2), ([0, 3, 9], 3)])
+def test_thicker_slices_are_known_by_their_distances_too(tmp_path: Path, slices: list[int], step: int) -> None:
+    path, series, mask = sparse(tmp_path, slices)
+    labels, grid, notes = segment_labels(path, {1: 1}, series.grid, threshold=0.5)
+    assert grid.spacing[2] == pytest.approx(step * GAP)
+    np.testing.assert_array_equal(labels, mask[slices[0] : slices[-1] + 1 : step])
+    assert notes == [f"frames state no SpacingBetweenSlices and were taken for slices of {step * GAP:g} mm"]
+
+
+@pytest.mark.parametrize("slices", [[4], [2, 4], [2, 4, 7], [1, 2, 4, 6]])
+def test_frames_on_some_slices_stay_sparse(tmp_path: Path, slices: list[int]) -> None:
+    path, series, mask = sparse(tmp_path, slices)
+    labels, grid, notes = segment_labels(path, {1: 1}, series.grid, threshold=0.5)
+    assert grid == series.grid
+    np.testing.assert_array_equal(labels, mask)
+    assert notes == []
