@@ -36,7 +36,9 @@ _NRRD_BYTES = {
     **dict.fromkeys(
         ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
     ),
-    **dict.fromkeys(("longlong", "long long", "int64", "int64_t", "ulonglong", "uint64", "uint64_t", "double"), 8),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int"), 8),
+    **dict.fromkeys(("int64", "int64_t", "uint64", "uint64_t", "double"), 8),
 }
 _META_BYTES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "long_long": 8}
 _META_BYTES.update({"long": 4, "ulong": 4, "ulong_long": 8, "double": 8})

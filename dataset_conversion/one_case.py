@@ -272,9 +272,9 @@ def _checked_label(
                 "the label is background in every voxel. If there is nothing to find, repeat with --empty-labels keep; "
                 "if nobody has annotated it, with --empty-labels unlabeled."
             )
-        if options.empty_labels == "unlabeled" and role is Role.LABELED:
+        if options.empty_labels == "unlabeled":
             notes.append("the label is background in every voxel; taken as unlabeled")
-            return Role.UNLABELED, None
+            return (Role.UNLABELED if role is Role.LABELED else role), None
         notes.append("the label is background in every voxel")
     checked = sitk.GetImageFromArray(values)
     checked.CopyInformation(image)  # within the tolerance; nnU-Net's own check allows less

@@ -19,7 +19,7 @@ Maker = Callable[[Path], Path]
 
 
 @pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.int64, np.uint64, np.float32, np.float64])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_volumes_come_back_as_they_were_written(tmp_path: Path, ending: str, dtype: type, compress: bool) -> None:
     image = volume(np.random.default_rng(0).uniform(0, 200, SIZE_ZYX), dtype)

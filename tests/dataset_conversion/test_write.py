@@ -571,6 +571,15 @@ def test_empty_labels_are_kept_or_taken_as_unlabeled_on_demand(tmp_path: Path) -
     assert again.as_json() == moved.as_json()
 
 
+def test_a_test_case_that_nobody_annotated_gets_no_label(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    cases = (source_case(source, "a"), source_case(source, "b", Role.TEST, label=slabs()))
+    report = write_dataset(plan_of(*cases), tmp_path / NAME, replace(ALONE, empty_labels="unlabeled"))
+    assert [record.role for record in report.records] == [Role.LABELED, Role.TEST]
+    assert (tmp_path / NAME / "imagesTs/b_0000.nii.gz").is_file()
+    assert not (tmp_path / NAME / "labelsTs/b.nii.gz").exists()
+
+
 @pytest.mark.parametrize("value", ["maybe", ""])
 def test_options_are_checked(value: str) -> None:
     with pytest.raises(DualCLError, match="empty_labels must be one of refuse, keep, unlabeled"):
