@@ -14,7 +14,7 @@ from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
 from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, check_one_each, groups, missing
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
-from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
+from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation, in_frame
 from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, shown, structure_patterns, value_of
 from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_expression
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
@@ -226,10 +226,13 @@ def _structures_seen(export: Export) -> str:
             series.setdefault(name, set())
         try:
             own, _ = owner(segmentation, export)
+            here = in_frame(segmentation, own.frame_of_reference)
         except DualCLError:
             lost.update(names)
             continue
-        for name in names:
+        drawn = {shown(texts) for texts in here.structures.values()}
+        lost.update(names - drawn)
+        for name in drawn:
             series[name].add(own)
     return "\n".join(
         f"  {name!r}: {len(those)} series"
@@ -308,15 +311,21 @@ def _owned(
     for segmentation in segmentations:
         try:
             series, doubt = owner(segmentation, export, channel_of)
+            if channel_of[series] is None:
+                raise DualCLError(_NO_CHANNEL)
+            here = in_frame(segmentation, series.frame_of_reference)
         except DualCLError as error:
             unplaced[segmentation] = str(error)
             continue
-        if channel_of[series] is None:
-            unplaced[segmentation] = _NO_CHANNEL
-            continue
         if doubt:
             notes.append(f"{segmentation.where} {doubt}; taken to be drawn on {series.where}")
-        owned.setdefault(series, []).append(segmentation)
+        passed = len(segmentation.structures) - len(here.structures)
+        if passed:
+            notes.append(
+                f"{segmentation.where}: {passed} of {len(segmentation.structures)} structures were passed over, drawn "
+                f"in another frame of reference than that of {series.where}"
+            )
+        owned.setdefault(series, []).append(here)
     idle = sum(channel is None for channel in channel_of.values())
     if idle:
         notes.append(f"{idle} series are for no channel and were passed over")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Segmentation:
         title: label, name and description, for choosing among several.
         when: date and time, digits that sort; empty where the header has none.
         where: what a report may call it.
+        roi_frames: ROI number -> UID of the frame of reference that it was drawn in, empty where the header has none.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Segmentation:
     title: str
     when: str
     where: str
+    roi_frames: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_segmentation(path: Path, header: Any, patient: str, where: str) -> Segmentation:
@@ -53,8 +55,10 @@ def read_segmentation(path: Path, header: Any, patient: str, where: str) -> Segm
     """
     kind = SEGMENTATIONS[header.SOPClassUID]
     structures: dict[int, tuple[str, ...]] = {}
+    roi_frames: dict[int, str] = {}
     for item in header.get("StructureSetROISequence") or []:
         structures[int(item.ROINumber)] = (text(item, "ROIName"),)
+        roi_frames[int(item.ROINumber)] = text(item, "ReferencedFrameOfReferenceUID")
     for item in header.get("SegmentSequence") or []:
         types = item.get("SegmentedPropertyTypeCodeSequence") or []
         names = (text(item, "SegmentLabel"), *(text(code, "CodeMeaning") for code in types))
@@ -77,7 +81,29 @@ def read_segmentation(path: Path, header: Any, patient: str, where: str) -> Segm
         title="\n".join(text(header, name) for name in titles),
         when=text(header, f"{prefix}Date") + text(header, f"{prefix}Time"),
         where=where,
+        roi_frames=roi_frames,
     )
+
+
+def in_frame(segmentation: Segmentation, frame_of_reference: str) -> Segmentation:
+    """The object; of one with ROIs in several frames of reference only the structures that state this one.
+
+    A single frame is not compared: anonymization may have changed its UID in the object or in the series alone.
+
+    Raises:
+        DualCLError: none of several frames is this one.
+    """
+    frames = {uid for uid in segmentation.roi_frames.values() if uid}
+    if len(frames) < 2:
+        return segmentation
+    if frame_of_reference not in frames:
+        raise DualCLError(
+            f"its structures were drawn in {len(frames)} frames of reference, none of them that of its series. Export "
+            "those of one frame as an object of their own, together with the series they were drawn on"
+        )
+    own = {number for number, uid in segmentation.roi_frames.items() if uid == frame_of_reference}
+    structures = {number: names for number, names in segmentation.structures.items() if number in own}
+    return replace(segmentation, structures=structures)
 
 
 def referenced_series(header: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,13 @@ def write_rtstruct(
     when: str = "20000101",
     kind: str = "CLOSED_PLANAR",
     title: str = "plan",
+    frames: Mapping[str, str] | None = None,
     **belongs_to: str,
 ) -> Path:
-    """ROI name -> contours -> points in voxel indices (x, y, z); each contour names its slice of ``drawn_on``."""
+    """ROI name -> contours -> points in voxel indices (x, y, z); each contour names its slice of ``drawn_on``.
+
+    ``frames``: ROI name -> UID of the frame of reference that the ROI states.
+    """
     item = base("1.2.840.10008.5.1.4.1.1.481.3", path.name, **belongs_to)
     item.Modality, item.StructureSetLabel = "RTSTRUCT", title
     item.StructureSetDate, item.StructureSetTime = when, "120000"
@@ -134,6 +138,8 @@ def write_rtstruct(
     for number, (name, polygons) in enumerate(rois.items(), 1):
         roi = Dataset()
         roi.ROINumber, roi.ROIName = number, name
+        if frames and name in frames:
+            roi.ReferencedFrameOfReferenceUID = frames[name]
         names.append(roi)
         filled = Dataset()
         filled.ReferencedROINumber = number

@@ -430,3 +430,41 @@ def test_patients_with_a_second_series_are_told_how_to_be_validated_on(tmp_path:
     report = dicom.convert(tmp_path / "dicom", tmp_path / "Dataset002_B", channels={"CT": "axial"}, **found_by)
     assert [len(fold["val"]) for fold in report.folds] == [1, 1]
     assert not any("unlabeled scans" in note for note in report.warnings())
+
+
+@pytest.mark.parametrize(
+    ("liver", "tumor", "found"),
+    [("own", "other", {0, 1}), ("", "other", {0, 1, 2}), ("own", "own", {0, 1, 2}), ("other", "own", {0, 2})],
+)
+def test_an_roi_of_another_frame_of_reference(tmp_path: Path, liver: str, tumor: str, found: set[int]) -> None:
+    """Of several frames the series' own counts; a single one is believed, be it another by its UID."""
+    images = write_series(tmp_path)
+    uids = {"own": str(pydicom.dcmread(images[0]).FrameOfReferenceUID), "other": "1.2.3", "": ""}
+    rois = {"Leber": organ(1, 2), "Läsion": organ(3)}
+    frames = {"Leber": uids[liver], "Läsion": uids[tumor]}
+    write_rtstruct(tmp_path / "rs", rois, refers_to=images[0], frames=frames)
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    (case,) = plan.cases
+    scan = case.load()
+    assert set(np.unique(sitk.GetArrayFromImage(scan.label))) == found
+    passed = "1 of 2 structures were passed over, drawn in another frame of reference than that of series 1 of"
+    assert [passed in note for note in plan.notes] == [True] * (len(found) < 3)
+    lacking = [name for value, name in enumerate(LABELS, 1) if value not in found]
+    assert scan.notes == tuple(f"no structure for {name}: taken as absent" for name in lacking)
+
+
+def test_an_object_of_which_no_frame_of_reference_is_that_of_its_series(tmp_path: Path) -> None:
+    images = ct_with_contours(tmp_path, patient="1")
+    rois = {"Leber": organ(1, 2), "Läsion": organ(3)}
+    for name, series in (("rs", images), ("rs2", write_series(tmp_path, "MR", series="t1", patient="1"))):
+        frames = {"Leber": "1.2.3", "Läsion": "1.2.4"}
+        write_rtstruct(tmp_path / name, rois, refers_to=series[0], frames=frames, patient="1")
+    ct_with_contours(tmp_path / "2", patient="2")
+    plan = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT"})
+    assert [case.role for case in plan.cases] == [Role.UNLABELED, Role.LABELED]
+    assert [each.reason for each in plan.refused] == ["drawn on a series that is no channel"]
+    (failed,) = plan.damaged
+    assert failed.reason.startswith("its structures were drawn in 2 frames of reference, none of them that of its")
+    with pytest.raises(DualCLError, match="Name the labels") as caught:
+        dicom.plan(tmp_path, labels={})
+    assert "'Leber': 1 series, and 2 x on one that is not here" in str(caught.value)
