@@ -61,6 +61,13 @@ def groups(export: Export, channel_of: Mapping[Series, int | None], num_channels
     return list(found.values())
 
 
+def frame_notes(group: Sequence[Series]) -> list[str]:
+    """For the report: whether nothing but their study says that the series of a case lie in one place."""
+    if len(group) == 1 or group[0].frame_of_reference:
+        return []
+    return ["its series state no frame of reference and were taken to lie in one: check in the picture that they do"]
+
+
 def missing(group: Sequence[Series], names: Sequence[str], channel_of: Mapping[Series, int | None]) -> str | None:
     """Why these series make no case: they lack a channel."""
     counts = Counter(channel_of[series] for series in group)

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
-from nnunet_dualcl.dataset_conversion.dicom.channels import CHANNEL_NAMES, channels_of, check_one_each, groups, missing
+from nnunet_dualcl.dataset_conversion.dicom.channels import (
+    CHANNEL_NAMES,
+    channels_of,
+    check_one_each,
+    frame_notes,
+    groups,
+    missing,
+)
 from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation, in_frame
@@ -114,7 +121,7 @@ def plan(
                     sources,
                     threshold,
                     require_all_labels,
-                    (*(note for series in group for note in series.notes), *said),
+                    (*(note for series in group for note in series.notes), *frame_notes(group), *said),
                 ),
                 files=(*images, *(each.path for each in sources)),
                 where=where,

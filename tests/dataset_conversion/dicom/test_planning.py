@@ -171,6 +171,21 @@ def test_channels_of_one_frame_of_reference(tmp_path: Path) -> None:
     assert labeled.reason.startswith("no series for the channel PET in")  # its contours are lost, so it counts
 
 
+def test_channels_that_state_no_frame_of_reference_are_noted(tmp_path: Path) -> None:
+    for patient in ("1", "2"):
+        images = write_series(tmp_path / patient, pixels=values(4, int(patient)), patient=patient)
+        images += write_series(tmp_path / patient, "PT", series="pet ct", patient=patient)
+        for path in images if patient == "1" else ():
+            item = pydicom.dcmread(path)
+            del item.FrameOfReferenceUID
+            item.save_as(path)
+    note = "its series state no frame of reference and were taken to lie in one: check in the picture that they do"
+    pairs = dicom.plan(tmp_path, labels={}, channels={"CT": "CT", "PET": "PT"}).cases
+    assert [note in case.load().notes for case in pairs] == [True, False]
+    singles = dicom.plan(tmp_path, labels={}, channels={"CT": "CT"}).cases
+    assert [note in case.load().notes for case in singles] == [False, False]
+
+
 def test_a_channel_on_another_grid_is_resampled_when_asked(tmp_path: Path) -> None:
     ct_with_contours(tmp_path / "dicom")
     write_series(tmp_path / "dicom", "PT", heights=(0, 1.5, 3), series="pet")
