@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +91,23 @@ class Grid:
 
 
 def one_of_each(slices: Iterable[Slice]) -> tuple[list[Slice], int]:
-    """Slices without repeated instances (same UID and frame, in several files), and how many there were."""
-    kept: dict[tuple[str, int | None], Slice] = {}
-    count = 0
+    """Slices without repeated instances (same UID, frame and place, in several files), and how many there were."""
+    kept: list[Slice] = []
+    by_instance: dict[tuple[str, int | None], list[Slice]] = {}
+    repeated = 0
     for each in sorted(slices, key=lambda each: (str(each.path), each.frame or 0)):
-        count += 1
-        kept.setdefault((each.uid or str(each.path), each.frame), each)
-    return list(kept.values()), count - len(kept)
+        others = by_instance.setdefault(_instance(each), [])
+        if any(_is_repeated(each, other) for other in others):
+            repeated += 1
+        else:
+            others.append(each)
+            kept.append(each)
+    return kept, repeated
+
+
+def sharing_an_instance(slices: Iterable[Slice]) -> int:
+    """How many slices are not the only one of their instance UID and frame."""
+    return sum(count for count in Counter(map(_instance, slices)).values() if count > 1)
 
 
 def volumes(slices: Iterable[Slice]) -> list[tuple[tuple[str, ...], list[Slice]]]:
@@ -221,6 +233,14 @@ def _check_gaps(gaps: np.ndarray, heights: np.ndarray) -> None:
             f"the slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart; a volume needs equal distances. Export a "
             "reconstruction with one slice distance, or resample the series on the workstation."
         )
+
+
+def _instance(each: Slice) -> tuple[str, int | None]:
+    return each.uid or str(each.path), each.frame
+
+
+def _is_repeated(first: Slice, second: Slice) -> bool:
+    return math.dist(first.position, second.position) < _SAME_PLACE_MM and _same_plane(first, second)
 
 
 def _same_plane(first: Slice, second: Slice) -> bool:

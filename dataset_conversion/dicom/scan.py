@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import (
     mark_names,
     one_of_each,
     regular_grid,
+    sharing_an_instance,
     volumes,
 )
 from nnunet_dualcl.dataset_conversion.dicom.header import (
@@ -111,7 +113,7 @@ class _Found:
 
     header: Any
     slices: list[Slice] = field(default_factory=list)
-    segmentations: dict[str, tuple[Path, Any]] = field(default_factory=dict)
+    segmentations: list[tuple[Path, Any]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     damages: Counter[str] = field(default_factory=Counter)
@@ -173,7 +175,8 @@ def _take(found: _Found, path: Path, header: Any) -> None:
     multi_frame = kind(header) in _MULTI_FRAME
     try:
         if header.SOPClassUID in SEGMENTATIONS:
-            found.segmentations.setdefault(text(header, "SOPInstanceUID"), (path, header))
+            if not any(_is_copy(path, header, *kept) for kept in found.segmentations):
+                found.segmentations.append((path, header))
         elif not multi_frame and kind(header) not in _SINGLE:
             found.others[class_name(header)] += 1
         else:
@@ -186,9 +189,15 @@ def _take(found: _Found, path: Path, header: Any) -> None:
         found.damages[f"{modality(header)}: its header is damaged ({type(error).__name__})"] += 1
 
 
+def _is_copy(path: Path, header: Any, other_path: Path, other_header: Any) -> bool:
+    """Whether two files are equal byte for byte; some programs keep the instance UID of what they edit."""
+    one_uid = text(header, "SOPInstanceUID") == text(other_header, "SOPInstanceUID")
+    return one_uid and filecmp.cmp(path, other_path, shallow=False)
+
+
 def _add(export: Export, found: _Found, patient: str, uid: str, where: str) -> None:
     """Volumes, segmentations and refusals of one series."""
-    for path, header in found.segmentations.values():
+    for path, header in found.segmentations:
         name = SEGMENTATIONS[header.SOPClassUID]
         try:
             export.segmentations.append(read_segmentation(path, header, patient, f"{where}: {name}"))
@@ -214,10 +223,15 @@ def _add_volumes(export: Export, header: Any, patient: str, uid: str, where: str
         export.refused_series.add(uid)
         return
     parts = volumes(kept)
+    sharing = sharing_an_instance(kept)
     differences = ", ".join(mark_names(marks for marks, _ in parts))
     for number, (marks, part) in enumerate(parts, 1):
         place = f"{where}: {kind_of_scan}, {len(part)} slices" + (f", part {number}" if len(parts) > 1 else "")
         notes = [f"{repeated} slices were there twice (same instance); one of each was taken"] if repeated else []
+        if sharing:
+            notes.append(
+                f"{sharing} slices share an instance UID (changed by an anonymization?) and were told apart by position"
+            )
         if len(parts) > 1:
             notes.append(f"its series holds {len(parts)} volumes, which differ in {differences}; this is one of them")
         try:

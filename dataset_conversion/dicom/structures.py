@@ -84,7 +84,7 @@ def labeling(
             if offers[-1][0].when == offers[-2][0].when:
                 raise DualCLError(
                     f"{len(offers)} segmentation objects have the label {name}, the newest two at one time. Choose by "
-                    "their label or description: --structure-set REGEX."
+                    "their label or description, --structure-set REGEX, or take one of them out of the folder."
                 )
             notes.append(f"label {name}: {len(offers)} segmentation objects have it, the newest was taken")
         segmentation, numbers = offers[-1]

@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.sequence import Sequence
-from synthetic_dicom import as_other_instances, box, image_item, write_rtstruct, write_seg, write_series
+from synthetic_dicom import as_other_instances, box, image_item, save, write_rtstruct, write_seg, write_series
 
 from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
@@ -80,6 +80,19 @@ def test_the_part_of_a_series_that_the_contours_lie_on(tmp_path: Path) -> None:
     as_other_instances(turned, "turned")
     write_rtstruct(tmp_path / "rs", ORGAN, refers_to=named[0])
     export = scan(tmp_path)
+    assert len(owner(export.segmentations[0], export)[0].slices) == 10
+
+
+def test_parts_of_a_series_of_which_all_slices_have_one_instance_uid(tmp_path: Path) -> None:
+    images = write_series(tmp_path / "a", heights=range(10))
+    images += write_series(tmp_path / "b", heights=(0, 1, 2), orientation=(0.8, 0.6, 0, 0, 0, 1))
+    for path in images:
+        item = pydicom.dcmread(path)
+        item.SOPInstanceUID = "1.2.3"
+        save(item, path.parent, path.name)
+    write_rtstruct(tmp_path / "rs", ORGAN, refers_to=images[0], drawn_on=images)
+    export = scan(tmp_path)
+    assert sorted(len(each.slices) for each in export.series) == [3, 10]
     assert len(owner(export.segmentations[0], export)[0].slices) == 10
 
 

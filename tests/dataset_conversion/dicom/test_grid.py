@@ -12,6 +12,7 @@ from nnunet_dualcl.dataset_conversion.dicom.grid import (
     one_of_each,
     plane_axes,
     regular_grid,
+    sharing_an_instance,
     volumes,
 )
 from nnunet_dualcl.errors import DualCLError
@@ -91,6 +92,15 @@ def test_the_same_instance_twice_is_taken_once() -> None:
     files = slices(0, 3)
     copy = replace(files[1], path=Path("z"))
     assert one_of_each([copy, *files]) == (files, 1)
+
+
+def test_one_instance_uid_at_several_positions_is_several_slices() -> None:
+    files = [replace(each, uid="same") for each in slices(0, 3, 6)]
+    rounded = replace(files[1], path=Path("z"), position=tuple(number + 1e-4 for number in files[1].position))
+    assert one_of_each([rounded, *files]) == (files, 1)
+    turned = replace(files[0], path=Path("turned"), along_column=NORMAL)
+    assert one_of_each([*files, turned]) == ([*files, turned], 0)
+    assert [sharing_an_instance(each) for each in (files, files[:1], slices(0, 3))] == [3, 0, 0]
 
 
 def test_orientations_and_phases_are_volumes_of_their_own() -> None:

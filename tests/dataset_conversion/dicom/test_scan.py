@@ -8,8 +8,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from synthetic_dicom import COLUMN, ROW, as_other_instances, at, base, save, write_rtstruct, write_series
+from synthetic_dicom import COLUMN, ROW, as_other_instances, at, base, box, save, write_rtstruct, write_series
 
+from nnunet_dualcl.dataset_conversion.dicom.belonging import owner
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
 from nnunet_dualcl.errors import DualCLError
 
@@ -169,6 +170,40 @@ def test_an_export_that_is_there_twice(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     export = scan(tmp_path)
     assert [len(export.series), len(export.segmentations)] == [1, 1]
+
+
+def test_structure_sets_of_one_instance_uid_that_differ_are_two(tmp_path: Path) -> None:
+    """One that was edited and kept its UID; the first by path may be the older one."""
+    images = write_series(tmp_path)
+    first = write_rtstruct(tmp_path / "rs", {"Leber": []}, refers_to=images[0])
+    item = pydicom.dcmread(first)
+    item.StructureSetDate, item.StructureSetROISequence[0].ROIName = "20010101", "Milz"
+    save(item, tmp_path, "rs 2")
+    shutil.copyfile(tmp_path / "rs 2", tmp_path / "rs 3")
+    assert [(each.path.name, each.structures[1]) for each in scan(tmp_path).segmentations] == [
+        ("rs", ("Leber",)), ("rs 2", ("Milz",)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shared", "number"), [((1, 2), "2"), ((0, 1, 2, 3), "4")])
+def test_slices_of_one_instance_uid_are_told_apart_by_position(
+    tmp_path: Path, shared: tuple[int, ...], number: str
+) -> None:
+    paths = write_series(tmp_path)
+    for index in shared:
+        item = pydicom.dcmread(paths[index])
+        item.SOPInstanceUID = "1.2.3"
+        save(item, tmp_path, paths[index].name)
+    shutil.copyfile(paths[1], tmp_path / "copy")
+    write_rtstruct(tmp_path / "rs", {"Leber": [box((1, 1), (4, 3), 2)]}, drawn_on=paths)
+    export = scan(tmp_path)
+    (series,) = export.series
+    assert [each.path.name for each in series.slices] == [path.name for path in paths]
+    assert series.notes == (
+        "1 slices were there twice (same instance); one of each was taken",
+        f"{number} slices share an instance UID (changed by an anonymization?) and were told apart by position",
+    )
+    assert owner(export.segmentations[0], export)[0] is series
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")
