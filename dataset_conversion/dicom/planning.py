@@ -52,7 +52,7 @@ def plan(
             part of the series description and of what its volumes differ by (``EchoTime=20``), whatever its case.
             None: each volume is a case, if all are of one modality.
         structure_set: regular expression for any part of the label, name or description of a segmentation object;
-            others are passed over. None: all; for each label the newest object that has it.
+            others are passed over. None: all; for each label the newest object that has it drawn.
         threshold: of fractional segments, as a share of their maximum.
         require_all_labels: take a series whose segmentation lacks a label as unlabeled, instead of the label as absent.
         test: regular expression for any part of a patient ID or of the path of an image file, whatever its case: all

@@ -61,8 +61,16 @@ def contour_points(path: Path) -> np.ndarray:
     """The first point (n, 3) in mm of every closed contour, to find out which series they were drawn on."""
     header = pydicom.dcmread(path, force=True)
     items = [item for roi in header.get("ROIContourSequence") or [] for item in roi.get("ContourSequence") or []]
-    closed = [points for item in items if _kind(item) in _FILLED and len(points := _points(item)) >= _CORNERS]
+    closed = [points for item in items if _encloses(item, points := _points(item))]
     return np.array([points[0] for points in closed]).reshape(-1, 3)
+
+
+def drawn_rois(path: Path) -> frozenset[int]:
+    """Numbers of the ROIs that have a closed contour of three or more points."""
+    contours = {
+        number: item.get("ContourSequence") or [] for number, item in _rois(pydicom.dcmread(path, force=True)).items()
+    }
+    return frozenset(number for number, own in contours.items() if any(_encloses(each, _points(each)) for each in own))
 
 
 def inside_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -95,15 +103,14 @@ def inside_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> n
 
 def _contours(path: Path, values: Mapping[int, int], notes: list[str]) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """Value, ROI number and closed contours (n, 3) of each wanted ROI, smaller values first."""
-    header = pydicom.dcmread(path, force=True)
-    items = {int(item.ReferencedROINumber): item for item in header.get("ROIContourSequence") or []}
+    items = _rois(pydicom.dcmread(path, force=True))
     passed = Counter[str]()
     for number, value in sorted(values.items(), key=lambda pair: (pair[1], pair[0])):
         contours = []
         for contour in (items[number].get("ContourSequence") or []) if number in items else []:
             kind = _kind(contour)
             points = _points(contour)
-            if kind in _FILLED and len(points) >= _CORNERS:
+            if _encloses(contour, points):
                 contours.append(points)
             else:
                 passed[kind if kind not in _FILLED else "of fewer than three points"] += 1
@@ -115,8 +122,17 @@ def _contours(path: Path, values: Mapping[int, int], notes: list[str]) -> Iterat
         notes.append(f"{count} contours {kind or 'without a type'} enclose nothing and were passed over")
 
 
+def _rois(header: Any) -> dict[int, Any]:
+    """ROI number -> what holds its contours."""
+    return {int(item.ReferencedROINumber): item for item in header.get("ROIContourSequence") or []}
+
+
 def _kind(contour: Any) -> str:
     return str(contour.get("ContourGeometricType") or "")
+
+
+def _encloses(contour: Any, points: np.ndarray) -> bool:
+    return _kind(contour) in _FILLED and len(points) >= _CORNERS
 
 
 def _points(contour: Any) -> np.ndarray:

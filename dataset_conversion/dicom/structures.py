@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from nnunet_dualcl.dataset_conversion.dicom.rtstruct import drawn_rois
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation
 from nnunet_dualcl.dataset_conversion.patterns import regular_expression
 from nnunet_dualcl.errors import DualCLError
+
+_Offer = tuple[Segmentation, list[int]]
+"""An object and the numbers of its structures for a label."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ def labeling(
 ) -> Labeling:
     """For each label the newest object that has a structure for it, with all of its structures for it.
 
+    Where several have one, those come first that have it drawn and do not only name it.
+
     Args:
         segmentations: of one series.
         patterns: see :func:`structure_patterns`.
@@ -62,7 +69,8 @@ def labeling(
     Raises:
         DualCLError: two objects of one date have the same label.
     """
-    found: dict[int, list[tuple[Segmentation, list[int]]]] = {}
+    found: dict[int, list[_Offer]] = {}
+    drawn = cache(_drawn)  # which reads the whole file
     for segmentation in segmentations:
         by_value: dict[int, list[int]] = {}
         for number, names in sorted(segmentation.structures.items()):
@@ -81,12 +89,14 @@ def labeling(
             notes.append(f"label {name}: drawn on several series, that of the channel named first was taken")
             continue
         if len(offers) > 1:
-            if offers[-1][0].when == offers[-2][0].when:
+            filled = [offer for offer in offers if not drawn(offer[0]).isdisjoint(offer[1])] or offers
+            if len(filled) > 1 and filled[-1][0].when == filled[-2][0].when:
                 raise DualCLError(
                     f"{len(offers)} segmentation objects have the label {name}, the newest two at one time. Choose by "
                     "their label or description, --structure-set REGEX, or take one of them out of the folder."
                 )
-            notes.append(f"label {name}: {len(offers)} segmentation objects have it, the newest was taken")
+            notes.append(f"label {name}: {len(offers)} segmentation objects have it, {_taken(filled, offers)}")
+            offers = filled
         segmentation, numbers = offers[-1]
         if len(numbers) > 1:
             notes.append(f"label {name}: {len(numbers)} structures put together")
@@ -96,3 +106,25 @@ def labeling(
         lacking=tuple(name for value, name in enumerate(patterns, 1) if value not in (*found, *met)),
         notes=tuple(notes),
     )
+
+
+def _drawn(segmentation: Segmentation) -> frozenset[int]:
+    """Numbers of the structures that have contours; all of a SEG, and of a damaged RTSTRUCT, so that its case fails."""
+    everything = frozenset(segmentation.structures)
+    if segmentation.kind == "SEG":
+        return everything
+    try:
+        rois: frozenset[int] = drawn_rois(segmentation.path)
+    except Exception:  # a damaged object fails in any way
+        return everything
+    return rois
+
+
+def _taken(filled: Sequence[_Offer], offers: Sequence[_Offer]) -> str:
+    """For the report: which of several objects with a label was taken, the last of ``filled``."""
+    when = filled[-1][0].when
+    passed = [offer[0].when for offer in offers if offer not in filled and offer[0].when >= when]
+    if not passed:
+        return "the newest was taken"
+    which = "a newer one" if max(passed) > when else "one of the same time"
+    return f"the newest with contours was taken; {which} has the structure without contours"

@@ -483,3 +483,68 @@ def test_an_object_of_which_no_frame_of_reference_is_that_of_its_series(tmp_path
     with pytest.raises(DualCLError, match="Name the labels") as caught:
         dicom.plan(tmp_path, labels={})
     assert "'Leber': 1 series, and 2 x on one that is not here" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "when", "found", "note"),
+    [
+        (
+            [1, 2],
+            [],
+            "20010101",
+            [1, 2],
+            "with contours was taken; a newer one has the structure without contours",
+        ),
+        ([1, 2], [], "20000101", [1, 2], "with contours was taken; one of the same time has the structure without"),
+        ([], [3], "20000101", [3], "with contours was taken; one of the same time has the structure without contours"),
+        ([], [3], "20010101", [3], "2 segmentation objects have it, the newest was taken"),
+        ([1, 2], [3], "20010101", [3], "2 segmentation objects have it, the newest was taken"),
+        ([], [], "20010101", [], "2 segmentation objects have it, the newest was taken"),
+    ],
+)
+def test_an_object_that_names_a_structure_without_contours(
+    tmp_path: Path, old: list[int], new: list[int], when: str, found: list[int], note: str
+) -> None:
+    """One that has it drawn comes first, whatever their dates."""
+    images = write_series(tmp_path)
+    for name, heights, date in (("rs", old, "20000101"), ("rs2", new, when)):
+        rois = {"Leber": organ(*heights), "Läsion": organ(0)} if name == "rs2" else {"Leber": organ(*heights)}
+        write_rtstruct(tmp_path / name, rois, refers_to=images[0], when=date)
+    (case,) = dicom.plan(tmp_path, labels=LABELS).cases
+    scan = case.load()
+    label = sitk.GetArrayFromImage(scan.label)
+    assert np.flatnonzero((label == 1).any(axis=(1, 2))).tolist() == found
+    assert np.flatnonzero((label == 2).any(axis=(1, 2))).tolist() == [0]
+    assert note in scan.notes[0]
+
+
+@pytest.mark.parametrize("heights", [[], [1]])
+def test_objects_of_one_time_that_are_drawn_alike_are_not_chosen_between(tmp_path: Path, heights: list[int]) -> None:
+    images = ct_with_contours(tmp_path / "1", patient="1")
+    for name in ("rs2", "rs3"):
+        rois = {"Leber": organ(*heights)}
+        write_rtstruct(tmp_path / name, rois, refers_to=images[0], when="20010101", patient="1")
+    ct_with_contours(tmp_path / "2", patient="2")
+    plan = dicom.plan(tmp_path, labels=LABELS)
+    assert [case.patient for case in plan.cases] == ["patient_0001", "patient_0002"][len(heights) :]
+    tie = "3 segmentation objects have the label liver, the newest two at one time"
+    assert [each.reason.startswith(tie) for each in plan.damaged] == [True] * len(heights)
+
+
+def test_a_damaged_object_that_is_the_newest_does_not_give_way(tmp_path: Path) -> None:
+    images = ct_with_contours(tmp_path)
+    path = write_rtstruct(tmp_path / "rs2", {"Leber": []}, refers_to=images[0], when="20010101")
+    item = pydicom.dcmread(path)
+    item.ROIContourSequence[0].ReferencedROINumber = None
+    item.save_as(path)
+    (case,) = dicom.plan(tmp_path, labels={"liver": "leber"}).cases
+    with pytest.raises(DualCLError, match="RTSTRUCT cannot be read"):
+        case.load()
+
+
+def test_a_segment_counts_as_drawn(tmp_path: Path) -> None:
+    images = write_series(tmp_path)
+    write_rtstruct(tmp_path / "rs", {"Leber": []}, refers_to=images[0], when="20990101")
+    write_seg(tmp_path / "seg", images, np.ones((4, 5, 7), np.uint8))
+    (case,) = dicom.plan(tmp_path, labels={"liver": "leber|liver"}).cases
+    assert sitk.GetArrayFromImage(case.load().label).all()

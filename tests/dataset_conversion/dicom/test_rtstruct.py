@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_dicom import at, box, write_rtstruct, write_series
 
-from nnunet_dualcl.dataset_conversion.dicom.rtstruct import contour_labels, contour_points, inside_polygons
+from nnunet_dualcl.dataset_conversion.dicom.rtstruct import contour_labels, contour_points, drawn_rois, inside_polygons
 from nnunet_dualcl.dataset_conversion.dicom.scan import scan
 from nnunet_dualcl.errors import DualCLError
 
@@ -155,6 +155,13 @@ def test_contours_that_would_teach_nonsense_are_refused(tmp_path: Path, contours
 def test_the_first_points_tell_where_contours_are(tmp_path: Path) -> None:
     path = write_rtstruct(tmp_path / "s", {"a": [box((1, 2), (3, 4), 0)], "b": [box((2, 2), (3, 4), 3)]})
     assert contour_points(path) == pytest.approx(np.array([at(1, 2, 0), at(2, 2, 3)]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "drawn"), [("CLOSED_PLANAR", {1}), ("CLOSEDPLANAR_XOR", {1}), ("OPEN_PLANAR", set())])
+def test_rois_that_enclose_something(tmp_path: Path, kind: str, drawn: set[int]) -> None:
+    line = box((1, 2), (3, 4), 0)[:2]
+    rois = {"organ": [line, box((1, 2), (3, 4), 0)], "line": [line], "nothing": []}
+    assert drawn_rois(write_rtstruct(tmp_path / "s", rois, kind=kind)) == drawn
 
 
 @pytest.mark.parametrize("again", ["the same", "from another corner", "backwards", "closed"])

@@ -15,7 +15,7 @@ def structures(when: str, **names: int) -> Segmentation:
     """An object with these structures; name -> number."""
     nothing: frozenset[str] = frozenset()
     numbered = {number: (name.replace("_", " "),) for name, number in names.items()}
-    return Segmentation(Path(when), "RTSTRUCT", "p", "s", nothing, nothing, numbered, "", when, "series 1")
+    return Segmentation(Path(when), "SEG", "p", "s", nothing, nothing, numbered, "", when, "series 1")
 
 
 @pytest.mark.parametrize(
