@@ -6,6 +6,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError, first_few
 
 _NO_CHANNEL = "drawn on a series that is no channel"
+_OTHER_FRAME = "structures drawn in another frame of reference than that of the series"
 
 
 def plan(
@@ -84,7 +86,7 @@ def plan(
     owned, unplaced = _owned(segmentations, export, channel_of, notes)
     for each, why in unplaced.items():
         asked_for = any(value_of(texts, patterns) for texts in each.structures.values())
-        counts = asked_for and why != _NO_CHANNEL  # which is the user's choice
+        counts = asked_for and why not in (_NO_CHANNEL, _OTHER_FRAME)  # a label that a case lacks by it is told there
         (damaged if counts else refused).append(Refusal(each.where, why))
     cases: list[SourceCase] = []
     incomplete: list[Sequence[str]] = []
@@ -326,12 +328,9 @@ def _owned(
             continue
         if doubt:
             notes.append(f"{segmentation.where} {doubt}; taken to be drawn on {series.where}")
-        passed = len(segmentation.structures) - len(here.structures)
-        if passed:
-            notes.append(
-                f"{segmentation.where}: {passed} of {len(segmentation.structures)} structures were passed over, drawn "
-                f"in another frame of reference than that of {series.where}"
-            )
+        others = {number: names for number, names in segmentation.structures.items() if number not in here.structures}
+        if others:
+            unplaced[replace(segmentation, structures=others)] = _OTHER_FRAME
         owned.setdefault(series, []).append(here)
     idle = sum(channel is None for channel in channel_of.values())
     if idle:

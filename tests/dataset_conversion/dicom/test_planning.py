@@ -458,14 +458,21 @@ def test_an_roi_of_another_frame_of_reference(tmp_path: Path, liver: str, tumor:
     rois = {"Leber": organ(1, 2), "Läsion": organ(3)}
     frames = {"Leber": uids[liver], "Läsion": uids[tumor]}
     write_rtstruct(tmp_path / "rs", rois, refers_to=images[0], frames=frames)
-    plan = dicom.plan(tmp_path, labels=LABELS)
-    (case,) = plan.cases
-    scan = case.load()
-    assert set(np.unique(sitk.GetArrayFromImage(scan.label))) == found
-    passed = "1 of 2 structures were passed over, drawn in another frame of reference than that of series 1 of"
-    assert [passed in note for note in plan.notes] == [True] * (len(found) < 3)
     lacking = [name for value, name in enumerate(LABELS, 1) if value not in found]
-    assert scan.notes == tuple(f"no structure for {name}: taken as absent" for name in lacking)
+    there = {name: expression for name, expression in LABELS.items() if name not in lacking}
+    plan = dicom.plan(tmp_path, labels=there)
+    (case,) = plan.cases
+    values = np.unique(sitk.GetArrayFromImage(case.load().label))
+    assert len(values) == 1 + len(there)
+    other = "structures drawn in another frame of reference than that of the series"
+    assert [each.reason for each in plan.refused] == [other] * len(lacking)
+    assert not plan.damaged
+    if lacking:  # whether it is there, nobody can tell
+        ct_with_contours(tmp_path / "2", patient="2")
+        plan = dicom.plan(tmp_path, labels=LABELS)
+        assert len(plan.cases) == 1
+        (failed,) = plan.damaged
+        assert failed.reason.startswith(f"lacks {lacking[0]}, and ")
 
 
 def test_an_object_of_which_no_frame_of_reference_is_that_of_its_series(tmp_path: Path) -> None:
