@@ -362,9 +362,11 @@ def _labels(
     sources: list[Source] = []
     notes: list[str] = []
     lacking: Sequence[str] = ()
+    further = [owned.get(series, []) for series in group.values()]
     for channel, series in group.items():
         met = {value for source in sources for value in source.values.values()}
-        labels = labeling(owned.get(series, []), patterns, met)
+        further = further[1:]
+        labels = labeling(owned.get(series, []), patterns, met, [each for objects in further for each in objects])
         sources += [Source(each.path, each.kind, values, series.grid, channel) for each, values in labels.sources]
         notes += labels.notes
         lacking = labels.lacking

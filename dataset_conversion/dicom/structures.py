@@ -55,7 +55,10 @@ def value_of(names: Sequence[str], patterns: Mapping[str, re.Pattern[str]]) -> i
 
 
 def labeling(
-    segmentations: Sequence[Segmentation], patterns: Mapping[str, re.Pattern[str]], met: Collection[int] = ()
+    segmentations: Sequence[Segmentation],
+    patterns: Mapping[str, re.Pattern[str]],
+    met: Collection[int] = (),
+    later: Sequence[Segmentation] = (),
 ) -> Labeling:
     """For each label the newest object that has a structure for it, with all of its structures for it.
 
@@ -65,20 +68,17 @@ def labeling(
         segmentations: of one series.
         patterns: see :func:`structure_patterns`.
         met: values that another series of the case has already.
+        later: objects of the case's further series, left what they have drawn and ``segmentations`` only name.
 
     Raises:
         DualCLError: two objects of one date have the same label.
     """
-    found: dict[int, list[_Offer]] = {}
+    found, further = _offers(segmentations, patterns), _offers(later, patterns)
     drawn = cache(_drawn)  # which reads the whole file
-    for segmentation in segmentations:
-        by_value: dict[int, list[int]] = {}
-        for number, names in sorted(segmentation.structures.items()):
-            value = value_of(names, patterns)
-            if value is not None:
-                by_value.setdefault(value, []).append(number)
-        for value, numbers in by_value.items():
-            found.setdefault(value, []).append((segmentation, numbers))
+
+    def filled_of(offers: Sequence[_Offer]) -> list[_Offer]:
+        return [offer for offer in offers if not drawn(offer[0]).isdisjoint(offer[1])]
+
     sources: dict[Segmentation, dict[int, int]] = {}
     notes = []
     for value, name in enumerate(patterns, 1):
@@ -88,8 +88,11 @@ def labeling(
         if value in met:
             notes.append(f"label {name}: drawn on several series, that of the channel named first was taken")
             continue
+        if value in further and not filled_of(offers) and filled_of(further[value]):
+            notes.append(f"label {name}: only named on one series, that of another channel was taken")
+            continue
         if len(offers) > 1:
-            filled = [offer for offer in offers if not drawn(offer[0]).isdisjoint(offer[1])] or offers
+            filled = filled_of(offers) or offers
             if len(filled) > 1 and filled[-1][0].when == filled[-2][0].when:
                 raise DualCLError(
                     f"{len(offers)} segmentation objects have the label {name}, the newest two at one time. Choose by "
@@ -106,6 +109,20 @@ def labeling(
         lacking=tuple(name for value, name in enumerate(patterns, 1) if value not in (*found, *met)),
         notes=tuple(notes),
     )
+
+
+def _offers(segmentations: Iterable[Segmentation], patterns: Mapping[str, re.Pattern[str]]) -> dict[int, list[_Offer]]:
+    """Value -> the objects that have a structure for it."""
+    found: dict[int, list[_Offer]] = {}
+    for segmentation in segmentations:
+        by_value: dict[int, list[int]] = {}
+        for number, names in sorted(segmentation.structures.items()):
+            value = value_of(names, patterns)
+            if value is not None:
+                by_value.setdefault(value, []).append(number)
+        for value, numbers in by_value.items():
+            found.setdefault(value, []).append((segmentation, numbers))
+    return found
 
 
 def _drawn(segmentation: Segmentation) -> frozenset[int]:

@@ -337,6 +337,16 @@ def test_labels_drawn_on_several_channels_are_put_together(tmp_path: Path, heigh
     assert ["drawn on channel PET is on another grid" in reason for reason in reasons] == [True] * (len(heights) < 4)
 
 
+def test_a_label_comes_from_the_channel_that_has_it_drawn(tmp_path: Path) -> None:
+    ct_with_contours(tmp_path, {"Leber": [], "Läsion": organ(3)})
+    pet = write_series(tmp_path, "PT", pixels=values(4, 5), series="pet")
+    write_rtstruct(tmp_path / "rs2", {"Leber": organ(1, 2), "Läsion": []}, refers_to=pet[0])
+    (case,) = dicom.plan(tmp_path, labels=LABELS, channels={"CT": "CT", "PET": "PT"}).cases
+    scan = case.load()
+    assert np.unique(sitk.GetArrayFromImage(scan.label)).tolist() == [0, 1, 2]
+    assert "label liver: only named on one series, that of another channel was taken" in scan.notes
+
+
 @pytest.mark.parametrize("reference", ["no channel", "left out"])
 def test_a_label_that_lies_on_a_series_without_a_case_is_not_taken_as_absent(tmp_path: Path, reference: str) -> None:
     for patient in ("1", "2"):
