@@ -100,7 +100,7 @@ def _before_planning(target: Path) -> str | None:
     dataset_json = read_json(target / "dataset.json")
     unlabeled = list_case_images(target / IMAGES_UNLABELED, dataset_json["file_ending"])
     try:
-        check_patients(unlabeled, {case for split in splits for case in split.get("val", [])}, target)
+        check_patients(unlabeled, splits, target)
     except DualCLError as error:
         return str(error)
     labeled = raw_training_images(target, dataset_json)

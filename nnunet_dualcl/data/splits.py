@@ -152,13 +152,19 @@ def of_groups(cases: Iterable[str], held: Iterable[str], groups: Mapping[str, st
     return sorted(case for case in cases if groups.get(case, case) in theirs)
 
 
-def check_patients(unlabeled: Iterable[str], held: Iterable[str], raw_dataset_folder: Path) -> None:
-    """Refuse unlabeled scans of patients whose other scans are to stay unseen, as far as patients are known.
+def check_patients(
+    unlabeled: Iterable[str], splits: Iterable[Mapping[str, list[str]]], raw_dataset_folder: Path
+) -> None:
+    """Refuse unlabeled scans of validation patients, as far as patients are known.
+
+    Validation cases that are trained on, as in fold ``all`` and where a conversion could hold nobody back, keep nobody
+    out.
 
     Raises:
         DualCLError: naming the scans.
     """
     groups = known_groups(raw_dataset_folder)
+    held = {case for split in splits for case in set(split.get("val", ())) - set(split.get("train", ()))}
     if groups is not None and (shared := of_groups(unlabeled, held, groups)):
         raise DualCLError(
             f"{raw_dataset_folder / PATIENTS_FILE}: unlabeled scans are of validation patients, and training would see "

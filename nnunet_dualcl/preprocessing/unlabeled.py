@@ -136,7 +136,7 @@ def ensure_unlabeled(
             f"dataset is not at nnUNet_raw={os.environ.get('nnUNet_raw')}. Run dualcl preprocess where it is."
         )
     check_disjoint(names, split, where=f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}")
-    check_patients(names, split.get("val", []), raw)
+    check_patients(names, [split], raw)
     if kept:
         refuse_other_plans(folder, decisive_values(plans, manager.configuration))
     if kept and raw.is_dir():

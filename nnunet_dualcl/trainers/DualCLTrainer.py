@@ -191,9 +191,8 @@ class DualCLTrainer(nnUNetTrainer):
         labeled = loader._data.identifiers
         held_out = validation.data_loader._data.identifiers
         self._check_validation(labeled, held_out)  # nnU-Net may have just drawn them
-        if self.fold != "all":  # which validates on its training cases
-            raw = folder_if_set("nnUNet_raw") / Path(self.preprocessed_dataset_folder_base).name
-            check_patients(self.unlabeled_keys, held_out, raw)
+        raw = folder_if_set("nnUNet_raw") / Path(self.preprocessed_dataset_folder_base).name
+        check_patients(self.unlabeled_keys, [{"train": labeled, "val": held_out}], raw)
         if self.unlabeled_keys:
             cases = UnlabeledDataset(self.unlabeled_folder, self.unlabeled_keys)
             two_views = self.config.uses_teacher and self.config.teacher_view == "weak"

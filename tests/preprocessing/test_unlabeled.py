@@ -760,6 +760,9 @@ def test_scans_of_validation_patients_are_refused_before_they_are_preprocessed(r
         ensure(preprocessed)
     assert not (preprocessed / FOLDER).exists()
     assert ensure(preprocessed, fold="all")[1] == ["u0", "u1", "u2"]  # which holds no patient out
+    set_split(preprocessed, train=["lab", "held_out"], val=["held_out"])  # nor does this
+    assert ensure(preprocessed)[1] == ["u0", "u1", "u2"]
+    set_split(preprocessed, train=["lab"], val=["held_out"], unlabeled=["listed"])
     for image in (raw / "imagesUnlabeled").glob("u1_*"):
         image.unlink()
     assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]
