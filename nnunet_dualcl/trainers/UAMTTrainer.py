@@ -23,7 +23,7 @@ class UAMTTrainer(MeanTeacherTrainer):
     """
 
     def teacher_labels(self, images: torch.Tensor) -> PseudoLabels:
-        """Labels of the mean of the looks, trusted where its entropy is low, or wherever ``pseudo_label_on`` says."""
+        """Labels of the mean of the looks, trusted where its entropy is low; all with ``pseudo_label_on: all``."""
         problems = self.loss.problems
         with torch.no_grad():
             means = [torch.zeros((), device=images.device)] * problems.count

@@ -43,7 +43,8 @@ def copy_paste(
     first = int(generator.integers(len(labeled_images))) if len(images) < len(labeled_images) else 0
 
     def partners(of_labeled: torch.Tensor) -> torch.Tensor:
-        return (of_labeled.roll(-first, 0) if times == 1 else torch.cat([of_labeled] * times))[: len(images)]
+        turned = of_labeled.roll(-first, 0) if first else of_labeled
+        return (turned if times == 1 else torch.cat([turned] * times))[: len(images)]
 
     mixed = (torch.where(pasted, partners(new), old) for new, old in zip(known, labels, strict=True))
     return torch.where(pasted, partners(labeled_images), images), PseudoLabels(*mixed)
