@@ -168,8 +168,8 @@ def check_patients(
     if groups is not None and (shared := of_groups(unlabeled, held, groups)):
         raise DualCLError(
             f"{raw_dataset_folder / PATIENTS_FILE}: unlabeled scans are of validation patients, and training would see "
-            f"them: {first_few(shared)}. Move these out of {raw_dataset_folder / IMAGES_UNLABELED}, or draw the split "
-            "again over whole patients: dualcl split --force"
+            f"them: {first_few(shared)}. Move these out of {raw_dataset_folder / IMAGES_UNLABELED}, draw the split "
+            "again over whole patients (dualcl split --force), or correct that file where they are other persons."
         )
 
 
