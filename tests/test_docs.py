@@ -56,9 +56,10 @@ def table(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-def interval(less: Any, digits: int = 4) -> str:
-    """A comparison as the pages write it."""
-    return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(less.mean_difference, less.low, less.high, d=digits)
+def interval(less: Any, digits: int = 4, sign: str = "+") -> str:
+    """A comparison as the pages write it; ``sign``: empty where words say which way it goes."""
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (less.mean_difference, less.low, less.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def stored_cases(store: str, labeled: int) -> pd.DataFrame:
@@ -234,9 +235,8 @@ def test_dice_of_trainings_stands_in_the_result_file() -> None:
     for row in rows:
         cases = row["dice_per_case"].values()
         assert sum(map(sum, cases)) / (2 * len(cases)) == pytest.approx(row["mean_dice"], abs=1e-4)
-        assert row["training"].startswith("stock nnU-Net") == row["trainer"].startswith("nnUNetTrainer"), row[
-            "training"
-        ]
+        name, trainer = row["training"], row["trainer"]
+        assert name.startswith("stock nnU-Net") == trainer.startswith("nnUNetTrainer"), name
     tried = read("docs/settings_tried.md")
     shown = re.findall(r"^\|.*\| ([\d,]+) \| (0\.\d{4}) \|", tried, re.M)
     assert sorted((int(steps.replace(",", "")), dice) for steps, dice in shown) == stored
@@ -402,7 +402,7 @@ def test_the_readme_gives_the_dice_of_the_stored_results() -> None:
     less = pooled_comparison(pairs)
     assert f", only {less.mean_difference:.4f} on hippocampus." in text
     page = prose("docs/benchmarks.md")
-    assert f"DualCL is {less.mean_difference:.4f} [{less.low:.4f}, {less.high:.4f}] above it" in page
+    assert f"DualCL is {interval(less, sign='')} above it" in page
     dice = dice_of("hippocampus_cpu", 10)
     few, ours, exported = (dice[arm] for arm in ("stock nnU-Net", "DualCL", "DualCL, exported: decoder A alone"))
     assert f"; with 10 labels {ours:.3f} ({exported:.3f}), stock {few:.3f}." in text
@@ -427,16 +427,20 @@ def test_the_control_on_openkbp_is_that_of_the_stored_cases() -> None:
         pairs = {draw: (dice[arm, draw], dice[other, draw]) for draw in (0, 1)}
         return [*(paired_comparison(*pair) for pair in pairs.values()), pooled_comparison(pairs)]
 
-    def shown(found: PairedComparison) -> str:
-        return f"{found.mean_difference:.4f} [{found.low:.4f}, {found.high:.4f}]"
-
-    control, gain = less("dualcl_labeled_only", "stock")[-1], less("dualcl", "stock")[-1]
+    control, gain, exported = (
+        less(*arms)[-1]
+        for arms in (
+            ("dualcl_labeled_only", "stock"),
+            ("dualcl", "stock"),
+            ("dualcl_exported", "dualcl_labeled_only"),
+        )
+    )
     *draws, ours = less("dualcl", "dualcl_labeled_only")
+    above_stock, above, *by_draw, of_export = (interval(each, sign="") for each in (control, ours, *draws, exported))
     means = [dice["dualcl_labeled_only", draw].mean() for draw in (0, 1)]
     assert "The control has {:.4f} and {:.4f} in draws 0 and 1".format(*means) in page
-    assert f": {shown(control)} above stock nnU-Net. DualCL is {shown(ours)} above the control: " in page
-    assert f"above the control: {shown(draws[0])} and {shown(draws[1])}; exported " in page
-    assert f"; exported {shown(less('dualcl_exported', 'dualcl_labeled_only')[-1])}. So of a gain of " in page
+    assert f": {above_stock} above stock nnU-Net. DualCL is {above} above the control: " in page
+    assert f"above the control: {' and '.join(by_draw)}; exported {of_export}. So of a gain of " in page
     assert f"So of a gain of {gain.mean_difference:.4f} in these draws {ours.mean_difference:.4f} are the" in page
     said = f"DualCL is {ours.mean_difference:.4f} above the control, which has the labeled scans only"
     assert f"{said} (two draws, each interval clear of 0): nearly half of the {gain.mean_difference:.4f}" in page
@@ -491,15 +495,15 @@ def test_distances_on_openkbp_are_those_of_the_stored_cases() -> None:
     assert "{mean_difference:.1f} mm [{low:.1f}, {high:.1f}]".format(**row["hd95_mm"]) in page
     grown = [each["dice"]["mean_difference"] for each in (before, row)]
     assert "the difference grows from {:.4f} to {:.4f}".format(*grown) in page
-    gained, lost = (
-        sum(stored["jobs"][f"{arm}_6_{draw}"][when]["dice"] * sign for draw in (1, 2) for when, sign in signs.items())
-        / 2
-        for arm, signs in (("dualcl", {"after": 1, "before": -1}), ("stock", {"after": -1, "before": 1}))
-    )
+
+    def change(arm: str) -> float:
+        jobs = [stored["jobs"][f"{arm}_6_{draw}"] for draw in (1, 2)]
+        return float(np.mean([job["after"]["dice"] - job["before"]["dice"] for job in jobs]))
+
     # of values with four digits
     said = re.search(r"In Dice DualCL has (0\.\d+) more with it and stock nnU-Net (0\.\d+) less", page)
     assert said is not None
-    assert [float(part) for part in said.groups()] == pytest.approx([gained, lost], abs=1e-4)
+    assert [float(part) for part in said.groups()] == pytest.approx([change("dualcl"), -change("stock")], abs=1e-4)
 
 
 def test_labels_of_moved_patches_are_those_of_the_stored_run() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -347,7 +348,7 @@ def _labels(
 ) -> tuple[tuple[Source, ...], Sequence[str], list[str]]:
     """What the labels of a case are read from, none for an unlabeled one, the labels that it has not, and notes.
 
-    Each label comes from the first series of the case that has it.
+    Each label comes from the first series of the case that has it drawn.
 
     Args:
         group: channel -> series of the case.
@@ -365,8 +366,8 @@ def _labels(
     further = [owned.get(series, []) for series in group.values()]
     for channel, series in group.items():
         met = {value for source in sources for value in source.values.values()}
-        further = further[1:]
-        labels = labeling(owned.get(series, []), patterns, met, [each for objects in further for each in objects])
+        here, *further = further
+        labels = labeling(here, patterns, met, list(chain.from_iterable(further)))
         sources += [Source(each.path, each.kind, values, series.grid, channel) for each, values in labels.sources]
         notes += labels.notes
         lacking = labels.lacking
