@@ -3,7 +3,8 @@
     python benchmarks/loader_wait.py [--workers 1 2] [--steps 40] [--rounds 3] [-device cpu|cuda] [-o FILE]
 
 Both trainers run their own steps on phantoms, taking turns in each round; the clock runs while a step waits for its
-next batch. Workers are filled up before it starts.
+next batch. Workers are filled up before it starts. After a long step a batch takes longer to fetch, so stock nnU-Net's
+loader is also asked between DualCL's steps (on a batch kept for that): then the loaders alone differ.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +51,52 @@ def prepare(patch: list[int], features: list[int]) -> Path:
     return folder
 
 
-def wait(trainer_class: Any, folder: Path, workers: int, arguments: argparse.Namespace) -> tuple[list[float], float]:
-    """Seconds that each step waits for its batch, and seconds that a step takes on average without that."""
+@contextlib.contextmanager
+def started(trainer_class: Any, folder: Path, workers: int, device: str) -> Iterator[Any]:
+    """A trainer in its first epoch, and its workers' end."""
     plans = json.loads((folder / f"{PLANS}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     with variable("nnUNet_n_proc_DA", str(workers)), contextlib.redirect_stdout(io.StringIO()):
-        trainer = trainer_class(plans, "3d_fullres", "all", dataset_json, torch.device(arguments.device))
+        trainer = trainer_class(plans, "3d_fullres", "all", dataset_json, torch.device(device))
         trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
     try:
-        for _ in range(3):
-            trainer.train_step(next(trainer.dataloader_train))
-        waited, worked = [], 0.0
-        for _ in range(arguments.steps):
-            started = time.perf_counter()
-            batch = next(trainer.dataloader_train)
-            arrived = time.perf_counter()
-            trainer.train_step(batch)  # nnU-Net reads the loss back, so the device has finished
-            waited.append(arrived - started)
-            worked += time.perf_counter() - arrived
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        yield trainer
     finally:
         for augmenter in (trainer.dataloader_train, trainer.dataloader_val):
             augmenter._finish()
-    return waited, worked / arguments.steps
+
+
+def wait(loader: Any, step: Callable[[Any], Any], steps: int) -> tuple[list[float], float]:
+    """Seconds that each step waits for its batch, and seconds that a step takes on average without that."""
+    for _ in range(3):
+        step(next(loader))
+    waited, worked = [], 0.0
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(loader)
+        arrived = time.perf_counter()
+        step(batch)  # nnU-Net reads the loss back, so the device has finished
+        waited.append(arrived - asked)
+        worked += time.perf_counter() - arrived
+    return waited, worked / steps
+
+
+def one_round(folder: Path, workers: int, arguments: argparse.Namespace) -> dict[str, tuple[list[float], float]]:
+    """What each waits, one after the other."""
+    waits = {}
+    with started(nnUNetTrainer, folder, workers, arguments.device) as trainer:
+        waits["stock"] = wait(trainer.dataloader_train, trainer.train_step, arguments.steps)
+    with started(DualCLTrainer, folder, workers, arguments.device) as trainer:
+        waits["dualcl"] = wait(trainer.dataloader_train, trainer.train_step, arguments.steps)
+        kept = next(trainer.dataloader_train)
+    with started(nnUNetTrainer, folder, workers, arguments.device) as stock:
+        waits["stock, DualCL's step"] = wait(
+            stock.dataloader_train, lambda _: trainer.train_step({**kept}), arguments.steps
+        )
+    return waits
 
 
 def summary(rounds: list[tuple[list[float], float]]) -> dict[str, float]:
@@ -98,18 +121,14 @@ def main() -> None:
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("-o", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
-    trainers = {"stock": nnUNetTrainer, "dualcl": DualCLTrainer}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place, nnunet_folders(Path(place)):
         os.environ.pop("DUALCL_CONFIG", None)
         with contextlib.redirect_stdout(io.StringIO()):
             folder = prepare(arguments.patch, arguments.features)
         for workers in arguments.workers:
-            rounds = [
-                {name: wait(trainer, folder, workers, arguments) for name, trainer in trainers.items()}
-                for _ in range(arguments.rounds)
-            ]
-            result[f"{workers} workers"] = {name: summary([row[name] for row in rounds]) for name in trainers}
+            rounds = [one_round(folder, workers, arguments) for _ in range(arguments.rounds)]
+            result[f"{workers} workers"] = {name: summary([row[name] for row in rounds]) for name in rounds[0]}
     setting = {key: value for key, value in vars(arguments).items() if key != "o"}
     write(arguments.o, {"waiting": result, "setting": setting})
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
@@ -27,12 +31,18 @@ from nnunet_dualcl.small_plans import write_small_plans
 from nnunet_dualcl.training.environment import nnunet_folders, variable
 
 _LOCK_FILE = "prepare.lock"
+_LABELED_FILE = "labeled.json"
+"""What the labeled cases were planned and preprocessed from; there only as long as the preparation is not finished."""
+_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
 _NO_SPACING = (".tif", ".tiff")
 """nnU-Net keeps the voxel size of these in a JSON file of its own."""
 
 
 def prepare(protocol: Protocol, source: Path, folder: Path) -> None:
-    """Fill ``folder`` where that was not done; what an interrupt left half done is done anew.
+    """Fill ``folder`` where that was not done, in as many processes as ``nnUNet_def_n_proc`` and processors allow.
+
+    After an interrupt the raw dataset is written anew, so that a source mended since counts. The labeled cases are kept
+    if they were finished and are the same; each finished unlabeled case is kept if its images are the same.
 
     Args:
         protocol: says what to hold back and how to plan.
@@ -55,22 +65,40 @@ def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
         return
     raw = folder / "nnUNet_raw" / protocol.dataset
     preprocessed = folder / "nnUNet_preprocessed" / protocol.dataset
-    for unfinished in (raw, preprocessed):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(raw, ignore_errors=True)
     test, splits = _raw_dataset(protocol, source, raw)
-    extract_fingerprints([protocol.dataset_id], num_processes=2, check_dataset_integrity=True)
+    made_of = _made_of(raw)
+    labeled_stamp = folder / _LABELED_FILE
+    if not labeled_stamp.is_file() or json.loads(labeled_stamp.read_text(encoding="utf-8")) != made_of:
+        labeled_stamp.unlink(missing_ok=True)
+        shutil.rmtree(preprocessed, ignore_errors=True)
+        _plan_and_preprocess(protocol, preprocessed)
+        write_text(labeled_stamp, json.dumps(made_of, indent=1) + "\n")
+    write_splits(preprocessed / SPLITS_FILE, splits, force=True)
+    report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=_PROCESSES)
+    if report.failed:
+        faults = first_few([f"{case} ({fault})" for case, fault in sorted(report.failed.items())], "; ")
+        raise DualCLError(f"{len(report.failed)} unlabeled case(s) of {source} cannot be used: {faults}. Mend them.")
+    write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
+    labeled_stamp.unlink()
+
+
+def _made_of(raw: Path) -> dict[str, str]:
+    """All that decides what planning and preprocessing make of the labeled cases, beside the protocol."""
+    files = [raw / "dataset.json", *(path for role in ("imagesTr", "labelsTr") for path in (raw / role).iterdir())]
+    digests = {f"{path.relative_to(raw)}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    return {"nnunetv2": version("nnunetv2"), **digests}
+
+
+def _plan_and_preprocess(protocol: Protocol, preprocessed: Path) -> None:
+    """The labeled cases, as nnU-Net does it."""
+    extract_fingerprints([protocol.dataset_id], num_processes=_PROCESSES, check_dataset_integrity=True)
     with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
         plan_experiments([protocol.dataset_id])
     if protocol.small_plans:
         options = {**protocol.small_plans, "configuration": protocol.configuration}
         write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **options)
-    preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [2])
-    write_splits(preprocessed / SPLITS_FILE, splits, force=True)
-    report = preprocess_dataset(protocol.dataset_id, protocol.configuration, protocol.plans, num_processes=2)
-    if report.failed:
-        faults = first_few([f"{case} ({fault})" for case, fault in sorted(report.failed.items())], "; ")
-        raise DualCLError(f"{len(report.failed)} unlabeled case(s) of {source} cannot be used: {faults}. Mend them.")
-    write_text(stamp, json.dumps({"source": source.name, "test": test}, indent=2) + "\n")
+    preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [_PROCESSES])
 
 
 def check_source(protocol: Protocol, source: Path) -> None:
@@ -199,5 +227,5 @@ def _converted(protocol: Protocol, source: Path, scratch: Path) -> Path:
     for name in ("imagesTr", "labelsTr", "dataset.json"):
         (task / name).symlink_to(source / name)
     with nnunet_folders(scratch, results=scratch / "unused"):
-        convert_msd_dataset(str(task), num_processes=2)
+        convert_msd_dataset(str(task), num_processes=_PROCESSES)
     return scratch / "nnUNet_raw" / protocol.dataset

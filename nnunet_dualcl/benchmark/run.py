@@ -105,6 +105,18 @@ def run_benchmark(
             or the source is no dataset; before any planning, where cases of the source will not do.
     """
     engine = engine or Engine()
+    check_engine(engine, device)
+    protocol = prepare_benchmark(protocol_file, source, folder, only=only)
+    folder = folder.resolve()
+    jobs = [job for job in protocol.jobs() if only is None or job.arm in only]
+    exported = {job: replace(job, arm=arm) for job in jobs if (arm := protocol.arm(job.arm).exports)}
+    return run_jobs(folder, jobs, device, engine, exported=exported)
+
+
+def prepare_benchmark(
+    protocol_file: Path, source: Path, folder: Path, *, only: Sequence[str] | None = None
+) -> Protocol:
+    """All that comes before the jobs of :func:`run_benchmark`, with its arguments and errors; the protocol."""
     protocol = Protocol.from_yaml(protocol_file)
     unknown = sorted(set(only or ()) - set(protocol.arms))
     if unknown:
@@ -114,15 +126,12 @@ def run_benchmark(
         )
     for arm in only or protocol.arms:  # its trainer is there and takes its settings
         protocol.training_config(protocol.arm(arm), draw=0)
-    check_engine(engine, device)
-    folder = folder.resolve()
     check_source(protocol, source)
+    folder = folder.resolve()
     _keep_protocol(protocol_file, folder)
     with nnunet_folders(folder, results=folder / "unused"):
         prepare(protocol, source.resolve(), folder)
-    jobs = [job for job in protocol.jobs() if only is None or job.arm in only]
-    exported = {job: replace(job, arm=arm) for job in jobs if (arm := protocol.arm(job.arm).exports)}
-    return run_jobs(folder, jobs, device, engine, exported=exported)
+    return protocol
 
 
 def check_engine(engine: Engine, device: str) -> None:

@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's Slurm parameters: partition=gpu"
     )
-    command.add_argument("--report", action="store_true", help="write the report of what is finished, run nothing")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument("--prepare", action="store_true", help="prepare the data, run nothing: needs no GPU")
+    instead.add_argument("--report", action="store_true", help="write the report of what is finished, run nothing")
     command.set_defaults(run=_benchmark)
 
     command = commands.add_parser("demo", help="a phantom dataset from generation to a table against stock nnU-Net")
@@ -312,13 +314,17 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         from nnunet_dualcl.benchmark.protocol import Protocol
         from nnunet_dualcl.benchmark.report import write_report
         from nnunet_dualcl.benchmark.results import JOBS_FOLDER
-        from nnunet_dualcl.benchmark.run import LOGS_FOLDER, Engine, run_benchmark
+        from nnunet_dualcl.benchmark.run import LOGS_FOLDER, Engine, prepare_benchmark, run_benchmark
     except ModuleNotFoundError as error:
         raise DualCLError(f"{error}. Benchmarks need more packages: pip install 'nnunet-dualcl[benchmark]'") from None
     failed: list[str] = []
+    if arguments.i is None and not arguments.report:
+        raise DualCLError("Name the dataset with -i, or give --report to report what is finished.")
+    if arguments.prepare:
+        prepare_benchmark(arguments.protocol, arguments.i, arguments.o, only=arguments.arms)
+        print(f"{arguments.o} is prepared. Repeat the command without --prepare to run the jobs.")
+        return 0
     if not arguments.report:
-        if arguments.i is None:
-            raise DualCLError("Name the dataset with -i, or give --report to report what is finished.")
         failed = run_benchmark(
             arguments.protocol,
             arguments.i,

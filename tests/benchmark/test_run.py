@@ -27,6 +27,7 @@ from nnunet_dualcl.cli.main import main
 from nnunet_dualcl.data.cases import list_case_images
 from nnunet_dualcl.dataset_conversion.phantom import write_phantom_dataset
 from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.preprocessing import preprocess_dataset
 from nnunet_dualcl.training.environment import nnunet_folders
 
 pytestmark = pytest.mark.slow
@@ -63,6 +64,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     modules = ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunetv2.configuration")
     for module in (*modules, "nnunet_dualcl.benchmark.own_data"):
         monkeypatch.setattr(f"{module}.default_num_processes", 1)
+    monkeypatch.setattr("nnunet_dualcl.benchmark.prepare._PROCESSES", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -284,6 +286,51 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
     ours = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
     theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(task / "imagesTr" / case.name.replace("_0000", ""))))
     assert np.array_equal(ours, theirs)
+
+
+def test_an_interrupted_preparation_goes_on_unless_the_labeled_cases_changed(
+    source: Path, tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(source, scans)
+    command = ["benchmark", str(write(tmp_path)), "-i", str(scans), "-o", str(out), "--prepare"]  # also without a GPU
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        preprocess_dataset(*arguments, **options)
+        raise KeyboardInterrupt
+
+    def preprocessed(kind: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in out.glob(f"nnUNet_preprocessed/*/{kind}/*.b2nd")}
+
+    def stop_at_the_end() -> tuple[dict[Path, int], dict[Path, int]]:
+        with monkeypatch.context() as patch:
+            patch.setattr("nnunet_dualcl.benchmark.prepare.preprocess_dataset", interrupted)
+            assert main(command) == 130
+        return preprocessed("*_3d_fullres"), preprocessed("*_unlabeled")
+
+    labeled, unlabeled = stop_at_the_end()
+    # two files a case; three scans without labels, and a hidden one
+    assert (len(labeled), len(unlabeled)) == (2 * 4, 2 * (3 + 1))
+    assert not (out / "prepared.json").exists()
+    assert stop_at_the_end() == (labeled, unlabeled)
+    mended = next(path for path in sorted((scans / "labelsTr").iterdir()) if path.name in {
+        file.name for file in (out / "nnUNet_raw" / "Dataset009_Tiny" / "labelsTr").iterdir()
+    })  # fmt: skip
+    image = sitk.ReadImage(str(mended))
+    array = sitk.GetArrayFromImage(image)
+    array[array == 1] = 0
+    changed = sitk.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(mended))
+    assert main(command) == 0
+    again = preprocessed("*_3d_fullres")
+    assert labeled.keys() == again.keys()
+    assert all(again[path] > labeled[path] for path in labeled)
+    times = (again, preprocessed("*_unlabeled"))
+    assert main(command) == 0
+    assert (preprocessed("*_3d_fullres"), preprocessed("*_unlabeled")) == times
+    assert not list(out.glob("labeled.json"))
+    assert not (out / "jobs").exists()
 
 
 def test_a_source_that_will_not_do_is_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
