@@ -35,6 +35,7 @@ from nnunet_dualcl.yaml_file import read_mapping
 
 LOGS_FOLDER = "logs"
 _MONTH_MINUTES = 30 * 24 * 60
+_ON_SLURM = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEMPTED", "REQUEUED", "COMPLETING")
 _MOST_TIMEOUTS = 1000
 """How often a job that Slurm's time limit ended is queued again; submitit would give up after 3."""
 
@@ -165,7 +166,8 @@ def run_jobs(
 ) -> list[str]:
     """Run every job that is not finished; a failure stops no other job.
 
-    An interrupt cancels the jobs in flight; repeat the call, and they go on from their last checkpoints.
+    An interrupt cancels the jobs in flight; repeat the call, and they go on from their last checkpoints. Jobs that a
+    killed call has left on Slurm are waited for instead of queued again.
 
     Args:
         exported: the job whose model each export takes; where both are to run, the export waits, and holds no slot.
@@ -232,7 +234,11 @@ def time_left(folder: Path, jobs: Sequence[Job], unfinished: Sequence[Job], at_o
 
 
 def _submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> Any:
-    executor = _executor(folder / JOBS_FOLDER / job.name / LOGS_FOLDER, job.name, device, engine)
+    logs = folder / JOBS_FOLDER / job.name / LOGS_FOLDER
+    if engine.cluster == "slurm" and (left := _left_on_slurm(logs)) is not None:
+        tqdm.write(f"{job.name} is still on Slurm, as {left.job_id}: not queued again.")
+        return left
+    executor = _executor(logs, job.name, device, engine)
     environment = {}
     gpu = None
     if engine.cluster == "local":
@@ -242,6 +248,15 @@ def _submit(folder: Path, job: Job, device: str, engine: Engine, slot: int) -> A
             gpu = visible[slot % len(visible)]
     with variables(environment):
         return executor.submit(RunJob(), str(folder), job, device, gpu)
+
+
+def _left_on_slurm(logs: Path) -> Any:
+    """The job of a call that ended without cancelling it (it was killed, or its machine restarted), or None."""
+    submitted = max(logs.glob("*_submitted.pkl"), key=lambda path: path.stat().st_mtime, default=None)
+    if submitted is None:
+        return None
+    left: submitit.SlurmJob[None] = submitit.SlurmJob(logs, submitted.name.removesuffix("_submitted.pkl"))
+    return left if left.watcher.get_state(left.job_id, mode="force") in _ON_SLURM else None
 
 
 def _executor(logs: Path, name: str, device: str, engine: Engine) -> Any:

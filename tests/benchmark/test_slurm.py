@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nnunet_dualcl.benchmark.protocol import Job
-from nnunet_dualcl.benchmark.run import Engine, _executor, check_engine, run_jobs
+from nnunet_dualcl.benchmark.run import Engine, _executor, _submit, check_engine, run_jobs
 from nnunet_dualcl.errors import DualCLError
 
 COMMANDS = {
@@ -45,6 +46,22 @@ def test_a_job_goes_through_slurm_with_the_users_parameters(slurm: Path, tmp_pat
     assert {"#SBATCH --partition=gpu", "#SBATCH --time=7", "#SBATCH --gpus-per-node=1"} <= set(lines)
     (log,) = (folder / "jobs" / "stock_2_0" / "logs").glob("*_log.out")
     assert f"Cannot read the protocol {folder / 'protocol.yaml'}" in log.read_text(encoding="utf-8")
+
+
+def test_a_job_that_a_killed_call_left_on_slurm_is_not_queued_again(
+    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/bash\necho again >> "$KEPT.calls"\necho "Submitted batch job 12"\n')
+    calls = slurm.with_name(f"{slurm.name}.calls")
+    submit = partial(_submit, tmp_path / "out", Job("stock", 2, 0), "cuda", Engine("slurm", 1, {"timeout_min": 7}), 0)
+    first = submit()
+    left = submit()
+    assert (left.job_id, left.paths.stdout, left.done()) == (first.job_id, first.paths.stdout, False)
+    assert "stock_2_0 is still on Slurm, as 12: not queued again." in capsys.readouterr().out
+    assert len(calls.read_text(encoding="utf-8").splitlines()) == 1
+    slurm.with_name(f"{slurm.name}.ended").touch()  # it ended, without a record: the next call tries again
+    submit()
+    assert len(calls.read_text(encoding="utf-8").splitlines()) == 2
 
 
 @pytest.mark.usefixtures("slurm")
