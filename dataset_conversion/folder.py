@@ -22,6 +22,7 @@ import SimpleITK as sitk
 from nnunet_dualcl.dataset_conversion.geometry import grid_difference
 from nnunet_dualcl.dataset_conversion.labels import merge_structures, whole_numbers
 from nnunet_dualcl.dataset_conversion.patterns import (
+    Once,
     by_folders,
     compiled,
     files_below,
@@ -59,6 +60,7 @@ def plan(
     label_files: str | None = None,
     test: str | None = None,
     spacing_mm: Spacing | None = None,
+    require_all_labels: bool = False,
 ) -> Plan:
     """Find cases in a tree of files.
 
@@ -74,6 +76,8 @@ def plan(
         label_files: pattern of label files, with ``case``, ``patient`` and ``label``; None: no case has labels.
         test: regular expression for any part of the path of an image file of a test case.
         spacing_mm: voxel size (x, y, z) of files whose header has none.
+        require_all_labels: with one file a structure, take a case that lacks one as unlabeled, instead of the structure
+            as absent.
 
     Raises:
         DualCLError: no such folder, a pattern that does not compile or matches nothing, labels of both kinds mixed,
@@ -149,21 +153,27 @@ def plan(
             (damaged if case.labels else refused).append(Refusal(key, fault))
             continue
         tested = test_pattern is not None and test_pattern.search(case.images[0][0]) is not None
-        role = Role.TEST if tested else Role.LABELED if case.labels else Role.UNLABELED
         image_files = tuple(files[case.images[channel][0]] for channel in range(len(channels)))
         given = [(place, files[path]) for place, paths in sorted(case.labels.items()) for path in paths]
         lacking = [name for index, name in enumerate(labels, 1) if structures and given and index not in dict(given)]
+        said = [f"{key}: no file for {', '.join(lacking)}, so unlabeled"] if lacking and require_all_labels else []
+        if said:
+            given, lacking = [], []
+        notes += said
         cases.append(
             SourceCase(
                 name=names[key],
                 patient=next(iter(case.patients), key),
-                role=role,
+                role=Role.TEST if tested else Role.LABELED if given else Role.UNLABELED,
                 load=partial(_load, image_files, tuple(given), structures is not None, tuple(lacking), spacing_mm),
                 files=tuple(part for path in (*image_files, *(path for _, path in given)) for part in files_of(path)),
                 where=case.images[0][0],
                 key={"image": str(image_files[0])},
+                identity=key,
             )
         )
+    if require_all_labels and not any(case.role is not Role.UNLABELED for case in cases):
+        raise DualCLError("--require-all-labels leaves no labeled case: each lacks the file of some label.")
     if test and not any(case.role is Role.TEST for case in cases):
         raise DualCLError(f"--test {test!r} occurs in the path of no case's image below {source}.")
     return Plan(
@@ -181,6 +191,7 @@ def plan(
             "--channel": repr(dict(channels)),
             "--label": repr(dict(labels)),
             "--spacing": str(spacing_mm),
+            "--require-all-labels": str(require_all_labels),
         },
     )
 
@@ -192,9 +203,11 @@ convert = converter(plan)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this kind."""
     parser.add_argument(
-        "--images", required=True, metavar="PATTERN", help="quoted glob whose * is the case, or a regex"
+        "--images", required=True, action=Once, metavar="PATTERN", help="quoted glob whose * is the case, or a regex"
     )
-    parser.add_argument("--labels", metavar="PATTERN", help="the same for label files; default: all are unlabeled")
+    parser.add_argument(
+        "--labels", action=Once, metavar="PATTERN", help="the same for label files; default: all are unlabeled"
+    )
     parser.add_argument(
         "--channel", action="append", default=[], metavar="NAME[=REGEX]", help="in order; CT gets CT normalization"
     )
@@ -206,7 +219,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in order; WHAT: a value or values in the label files (2 or 2,3), or a regex for the group 'label'",
     )
     parser.add_argument("--label-yaml", type=Path, metavar="FILE", help="the same as a mapping NAME: WHAT")
-    parser.add_argument("--test", metavar="REGEX", help="image files whose path it occurs in are test cases")
+    parser.add_argument(
+        "--test", action=Once, metavar="REGEX", help="image files whose path it occurs in are test cases"
+    )
+    parser.add_argument(
+        "--require-all-labels",
+        action="store_true",
+        help="with one file a structure: a case that lacks one is unlabeled, not without organ",
+    )
     parser.add_argument(
         "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, for files whose header has none"
     )
@@ -229,6 +249,7 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "label_files": arguments.labels,
         "test": arguments.test,
         "spacing_mm": tuple(arguments.spacing) if arguments.spacing else None,
+        "require_all_labels": arguments.require_all_labels,
     }
 
 

@@ -44,6 +44,7 @@ class Record:
         voxels: label name -> voxels; empty without a label. A value of several regions counts in each.
         pixel_hashes: SHA-256 of size and values of each channel; equal for one scan under two names.
         source_hash: of what was read, to notice on resuming that it changed.
+        identity: see :func:`identity_of`.
         notes: of the loader and of the checks.
         orientation: where the axes point to, such as LPS.
     """
@@ -58,6 +59,7 @@ class Record:
     voxels: Mapping[str, int]
     pixel_hashes: tuple[str, ...]
     source_hash: str
+    identity: str
     notes: tuple[str, ...] = field(default_factory=tuple)
     orientation: str = ""
 
@@ -125,6 +127,11 @@ def remove(target: Path, case: str, num_channels: int) -> None:
     (target / CASES_FOLDER / f"{case}.png").unlink(missing_ok=True)
 
 
+def identity_of(case: SourceCase) -> str:
+    """By which a case is known again on resuming, whatever it is called by then; names nobody."""
+    return hashlib.sha256((case.identity or case.name).encode()).hexdigest()[:16]
+
+
 def hash_of(paths: Iterable[Path]) -> str:
     """Of names, sizes and contents. Files that are gone count as empty."""
     digest = hashlib.sha256()
@@ -178,6 +185,7 @@ def convert_case(plan: Plan, options: Options, target: Path, case: SourceCase) -
         voxels={} if label is None else _voxels(label, plan),
         pixel_hashes=tuple(_pixel_hash(channel) for channel in channels),
         source_hash=hash_of(case.files),
+        identity=identity_of(case),
         notes=tuple(notes),
         orientation=orientation(channels[0]),
     )

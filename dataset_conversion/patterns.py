@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from nnunet_dualcl.errors import DualCLError
 
@@ -138,13 +140,27 @@ def files_below(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+class Once(argparse.Action):
+    """Store the value of an option; a second one would take the place of the first without a word."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Called by argparse.
+
+        Raises:
+            DualCLError: the option was given before.
+        """
+        if getattr(namespace, self.dest) is not None:
+            raise DualCLError(f"{option_string} is given twice. Join both in one regular expression, as in 'A|B'.")
+        setattr(namespace, self.dest, values)
+
+
 def safe_names(names: list[str]) -> Mapping[str, str]:
     """Each name -> letters, digits, underscores and hyphens, still unique: accents go, other signs become ``-``."""
     taken: dict[str, str] = {}
     result: dict[str, str] = {}
     for name in sorted(set(names)):
         plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-        base = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-") or "case"
+        base = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-") or "unnamed"
         candidate, number = base, 2
         while candidate in taken:
             candidate, number = f"{base}-{number}", number + 1

@@ -60,6 +60,8 @@ class SourceCase:
         files: what it reads, for the estimate of disk space and for noticing changes on resuming.
         where: what the report calls the source. In a :attr:`Plan.private` plan it names no file.
         key: what leads back to the patient, such as ``{"patient_id": ...}``; in the key list alone.
+        identity: what stays the same in the source when other cases come, such as a path or UIDs; "" where the name
+            does.
     """
 
     name: str
@@ -69,6 +71,7 @@ class SourceCase:
     files: tuple[Path, ...]
     where: str
     key: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True)

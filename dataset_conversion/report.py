@@ -37,6 +37,7 @@ class ConversionReport:
         repeated: cases left out because another one has the same voxels.
         folds: of the split file.
         options: of the conversion.
+        redone: cases that were there and whose source has changed since, by name; not in the report's files.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class ConversionReport:
     repeated: tuple[Refusal, ...]
     folds: tuple[Mapping[str, list[str]], ...]
     options: Options
+    redone: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:

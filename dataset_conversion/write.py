@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nnunet_dualcl import __version__
 from nnunet_dualcl.atomic import alone, replacing, write_rows, write_table, write_text
 from nnunet_dualcl.dataset_conversion.folds import Fold, patient_folds, without
+from nnunet_dualcl.dataset_conversion.kept_names import with_kept_names
 from nnunet_dualcl.dataset_conversion.leaks import without_leaks, without_test_patients
 from nnunet_dualcl.dataset_conversion.one_case import (
     CASES_FOLDER,
@@ -69,9 +70,7 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
         DualCLError: before any image is read, where the plan or the target will not do, or the disk is too full.
     """
     options = options or Options()
-    plan = without_test_patients(plan)
-    check_plan(plan)
-    _check_target(plan, target, options)
+    plan = _of_target(plan, target, options)
     finished = _finished(plan, target)
     remaining = {case.name: case for case in plan.cases if case.name not in finished}
     _check_disk(target, list(remaining.values()))
@@ -79,8 +78,16 @@ def write_dataset(plan: Plan, target: Path, options: Options | None = None) -> C
         return _write_dataset(plan, target, options, remaining, finished)
 
 
+def _of_target(plan: Plan, target: Path, options: Options) -> Plan:
+    """The plan as it will be carried out there; a :class:`DualCLError` where it or the target will not do."""
+    plan = without_test_patients(with_kept_names(plan, target) if options.resume else plan)
+    check_plan(plan)
+    _check_target(plan, target, options)
+    return plan
+
+
 def _finished(plan: Plan, target: Path) -> dict[str, Record]:
-    """Records of finished cases, by name, under the patient and place of now: other patients may have come between."""
+    """Records of finished cases, by name, under the patient and place that the source names now."""
     found = {}
     # seconds, unless there are many large sources: their contents are read
     for case in tqdm(plan.cases, desc="Comparing converted cases", unit="case", delay=5):
@@ -93,6 +100,7 @@ def _finished(plan: Plan, target: Path) -> dict[str, Record]:
 def _write_dataset(
     plan: Plan, target: Path, options: Options, remaining: Mapping[str, SourceCase], finished: dict[str, Record]
 ) -> ConversionReport:
+    before = {name for name in remaining if read_record(target, name) is not None}
     _begin(plan, target, options, list(remaining))
     for record in finished.values():
         write_record(target, record)
@@ -108,8 +116,11 @@ def _write_dataset(
         repeated=tuple(Refusal(record.where, reason) for record, reason in dropped),
         folds=tuple(_folds(plan, kept, options)),
         options=options,
+        redone=tuple(record.name for record in kept if record.name in before),
     )
     _finish(plan, report)
+    if options.key_list is not None:
+        _write_key_list(options.key_list, plan.cases, report.records)
     return report
 
 
@@ -144,7 +155,10 @@ def check_plan(plan: Plan) -> None:
             "Case names must be unique and of letters, digits, underscores and hyphens, and differ by more than upper "
             f"and lower case; got {first_few(odd + twice)}."
         )
-    if not plan.labels and plan.cases and not any(case.role is Role.LABELED for case in plan.cases):
+    if not plan.labels and not plan.cases:
+        faults = [str(each) for each in (*plan.damaged, *plan.refused)]
+        raise DualCLError(f"No case was found. {first_few(faults, '; ')}")
+    if not plan.labels and not any(case.role is Role.LABELED for case in plan.cases):
         return  # unlabeled cases for a dataset that there is
     if any(name.lower() == "background" for name in plan.labels):
         raise DualCLError("background is label 0 of every dataset and is not to be named. Leave it out of the labels.")
@@ -168,9 +182,7 @@ def dry_run(plan: Plan, target: Path, options: Options | None = None) -> str:
     Raises:
         DualCLError: where the plan or the target will not do.
     """
-    plan = without_test_patients(plan)
-    check_plan(plan)
-    _check_target(plan, target, options or Options())
+    plan = _of_target(plan, target, options or Options())
     _check_disk(target, plan.cases)
     lines = [
         f"{target} would get {len(plan.cases)} case(s), channels {', '.join(plan.channels)}, labels {plan.labels}."
@@ -361,7 +373,7 @@ def _dataset_json(plan: Plan, report: ConversionReport) -> dict[str, Any]:
     return content
 
 
-def write_key_list(path: Path, cases: Sequence[SourceCase], records: Sequence[Record]) -> None:
+def _write_key_list(path: Path, cases: Sequence[SourceCase], records: Sequence[Record]) -> None:
     """New name -> patient and source, as CSV; it identifies people, so it is readable by its owner alone."""
     present = {record.name for record in records}
     rows = [

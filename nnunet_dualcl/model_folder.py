@@ -53,7 +53,7 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
     plans, dataset_json = (read_json(model_folder / name) for name in ("plans.json", "dataset.json"))
     axes = {}
     for path in checkpoints:
-        checkpoint = _read(path)
+        checkpoint = read_checkpoint(path)
         refuse_other_meaning(checkpoint, plans, dataset_json, path, model_folder / "plans.json")
         mirrored = checkpoint.get("inference_allowed_mirroring_axes")
         axes[path] = None if mirrored is None else tuple(mirrored)
@@ -68,7 +68,7 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
 
 def scored_with_both_decoders(checkpoint: Path) -> bool:
     """Whether validation of this training averaged the decoders, which an export does not."""
-    return bool(_read(checkpoint)["dualcl"]["config"]["prediction"] == "mean")
+    return bool(read_checkpoint(checkpoint)["dualcl"]["config"]["prediction"] == "mean")
 
 
 def refuse_other_meaning(
@@ -144,15 +144,21 @@ def _numbered(dataset_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return dict(dataset_json["labels"]), numbers
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net's, on the CPU and mapped into memory.
+
+    Raises:
+        DualCLError: it is damaged, or no checkpoint.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except OSError:
+    except FileNotFoundError:
         raise
-    except Exception:  # torch raises many kinds
+    except Exception:  # torch raises many kinds, for a file that is cut off OSError, too
         checkpoint = None
     if not isinstance(checkpoint, dict) or "init_args" not in checkpoint:
         raise DualCLError(
-            f"{path} cannot be read: it is cut off, or no checkpoint. Copy it again, or name another with -chk."
+            f"{path} cannot be read: it is cut off, damaged or no checkpoint. Copy it again, or move it away and take "
+            "another one (-chk in prediction; --c takes checkpoint_final, then _latest, then _best)."
         )
     return checkpoint

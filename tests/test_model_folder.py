@@ -53,7 +53,10 @@ def test_folds_that_are_alike_pass_whatever_their_batches(toy: Any, model: Path)
     ("named", "change"),
     [
         ("spacing", lambda init_args: fullres(init_args).update(spacing=[3.0, 1.0, 1.0])),
-        ("normalization", lambda init_args: fullres(init_args).update(normalization_schemes=["CTNormalization"] * 2)),
+        (
+            "normalization, intensities",
+            lambda init_args: fullres(init_args).update(normalization_schemes=["CTNormalization"] * 2),
+        ),
         ("architecture", lambda init_args: fullres(init_args)["architecture"]["arch_kwargs"].update(n_stages=2)),
         ("transposition", lambda init_args: init_args["plans"].update(transpose_forward=[2, 0, 1])),
         (

@@ -25,7 +25,8 @@ from nnunet_dualcl.dataset_conversion.dicom.loading import Channel, Source, load
 from nnunet_dualcl.dataset_conversion.dicom.scan import Export, Series, scan
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import Segmentation, in_frame
 from nnunet_dualcl.dataset_conversion.dicom.structures import labeling, shown, structure_patterns, value_of
-from nnunet_dualcl.dataset_conversion.patterns import named_patterns, regular_expression
+from nnunet_dualcl.dataset_conversion.kept_names import distinct
+from nnunet_dualcl.dataset_conversion.patterns import Once, named_patterns, regular_expression
 from nnunet_dualcl.dataset_conversion.plan import Plan, Refusal, Role, SourceCase
 from nnunet_dualcl.dataset_conversion.write import converter
 from nnunet_dualcl.errors import DualCLError, first_few
@@ -134,6 +135,7 @@ def plan(
                     "series_uid": " ".join(series.uid for series in group),
                     "folder": " ".join(dict.fromkeys(str(series.slices[0].path.parent) for series in group)),
                 },
+                identity=" ".join(text for each in group for text in (each.patient, each.study, each.uid, *each.marks)),
             )
         )
     if not cases:
@@ -145,7 +147,7 @@ def plan(
         kind="dicom",
         channels=names,
         labels={name: value for value, name in enumerate(labels, 1)},
-        cases=tuple(cases),
+        cases=tuple(distinct(cases)),
         refused=tuple(refused),
         damaged=tuple(damaged),
         screen=_seen_on_screen(export, segmentations, patterns, cases, unplaced),
@@ -187,14 +189,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all are of one modality",
     )
     parser.add_argument(
-        "--structure-set", metavar="REGEX", help="only segmentation objects with this in their label or description"
+        "--structure-set",
+        action=Once,
+        metavar="REGEX",
+        help="only segmentation objects with this in their label or description",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="of fractional segments (default 0.5)")
     parser.add_argument(
         "--require-all-labels", action="store_true", help="a series that lacks a label is unlabeled, not without organ"
     )
     parser.add_argument(
-        "--test", metavar="REGEX", help="patients with this in their ID or in the path of an image file are test cases"
+        "--test",
+        action=Once,
+        metavar="REGEX",
+        help="patients with this in their ID or in the path of an image file are test cases",
     )
 
 
@@ -267,6 +275,8 @@ def _seen_on_screen(
         for texts, count in sorted(counts.items())
     ]
     lines += [f"{series.where}: {series.shown} in {series.slices[0].path.parent}" for series in export.series]
+    lines += [f"{where}, of which something is left out, lies in {place}" for where, place in export.refused_in.items()]
+    lines += [f"archive, not unpacked: {path}" for path in export.archives]
     lines += [f"{each.where} lies on no channel: {each.path}" for each in unplaced]
     lines += [f"damaged file: {path}" for path in export.damaged_files]
     for case in cases:

@@ -31,7 +31,7 @@ from nnunet_dualcl.dataset_conversion.dicom.header import (
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import SEGMENTATIONS, Segmentation, read_segmentation
 from nnunet_dualcl.dataset_conversion.dicom.slices import slices_of
 from nnunet_dualcl.dataset_conversion.patterns import files_below
-from nnunet_dualcl.errors import DualCLError
+from nnunet_dualcl.errors import DualCLError, first_few
 
 _TABLE_OF_CONTENTS = "1.2.840.10008.1.3.10"
 """DICOMDIR; it says nothing that the files do not."""
@@ -44,6 +44,7 @@ _MULTI_FRAME = (
     "LegacyConvertedEnhancedMRImageStorage",
     "LegacyConvertedEnhancedPETImageStorage",
 )
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _MANY_FILES = 500
 
 
@@ -89,6 +90,8 @@ class Export:
         segmentations: by patient.
         refused: where and why, free of identifiers.
         refused_series: UIDs of series of which something was refused.
+        refused_in: series of which something was refused or damaged -> folder of its first file.
+        archives: files to be unpacked first.
         damaged: where and why, of files that are DICOM and cannot be read.
         damaged_files: those files.
         cut_off: files that end before their pixels do; reading their case fails.
@@ -100,6 +103,8 @@ class Export:
     segmentations: list[Segmentation] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     refused_series: set[str] = field(default_factory=set)
+    refused_in: dict[str, Path] = field(default_factory=dict)
+    archives: list[Path] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
     damaged_files: list[Path] = field(default_factory=list)
     cut_off: set[Path] = field(default_factory=set)
@@ -112,6 +117,7 @@ class _Found:
     """Files of one series, and one header of it; those of all slices of an export would fill the memory."""
 
     header: Any
+    folder: Path
     slices: list[Slice] = field(default_factory=list)
     segmentations: list[tuple[Path, Any]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -135,6 +141,8 @@ def scan(folder: Path) -> Export:
         if read is None:
             if looks_like_dicom(path):
                 export.damaged_files.append(path)
+            elif path.name.lower().endswith(_ARCHIVES):
+                export.archives.append(path)
             else:
                 foreign += 1
             continue
@@ -146,9 +154,17 @@ def scan(folder: Path) -> Export:
         patient = _patient(header)
         if not text(header, "PatientID"):
             without_id.add(patient)
-        _take(found.setdefault((patient, text(header, "SeriesInstanceUID")), _Found(header)), path, header)
+        _take(found.setdefault((patient, text(header, "SeriesInstanceUID")), _Found(header, path.parent)), path, header)
+    packed = f"{len(export.archives)} archive(s) ({first_few([path.suffix for path in export.archives])})"
     if not found:
-        raise DualCLError(f"{folder}: none of {len(paths)} files is DICOM. Give the folder of the export.")
+        raise DualCLError(
+            f"{folder}: none of {len(paths)} files is DICOM. "
+            + (f"Unpack {packed}." if export.archives else "Give the folder of the export.")
+        )
+    if export.archives:
+        export.damaged.append(
+            ("the export", f"{packed}: what they hold is missing here. Unpack them; --dry-run names them")
+        )
     if export.damaged_files:
         what = "DICOM file(s) that cannot be read, cut off or damaged: what they hold is missing here"
         export.damaged.append(
@@ -166,7 +182,10 @@ def scan(folder: Path) -> Export:
     for patient, uid in sorted(found, key=lambda key: (key[0], _order(found[key].header), key[1])):
         numbers[patient] += 1
         where = f"series {numbers[patient]} of patient {export.patients[patient]}"
+        before = len(export.refused) + len(export.damaged)
         _add(export, found[patient, uid], patient, uid, where)
+        if len(export.refused) + len(export.damaged) > before:
+            export.refused_in[where] = found[patient, uid].folder
     return export
 
 

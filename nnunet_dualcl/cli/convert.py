@@ -36,7 +36,7 @@ _NEXT = "Next: nnUNetv2_plan_and_preprocess -d {} -c 3d_fullres --verify_dataset
 def convert(argv: Sequence[str]) -> int:
     """Parse and run; 0 where all cases came through, 1 where some failed."""
     from nnunet_dualcl.dataset_conversion.plan import Options
-    from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
+    from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset
 
     arguments, unknown = _parser(argv).parse_known_args(argv)
     if unknown:
@@ -69,47 +69,52 @@ def convert(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished cases are kept in {target}; repeat the command with --resume to go on.")
         return 130
-    if options.key_list is not None:
-        write_key_list(options.key_list, plan.cases, report.records)
     print(report.summary())
     if report.exit_code:
         print("To mend what failed: repair the source, or choose other options, and repeat the command with --resume.")
+    if report.redone:
+        print(f"{len(report.redone)} case(s) whose files have changed were converted anew: {first_few(report.redone)}.")
     if report.folds:
-        print(_before_planning(target) or _NEXT.format(arguments.d))
+        notes = _before_planning(target, report.redone)
+        print("\n".join(notes) if notes else _NEXT.format(arguments.d))
     return int(report.exit_code)
 
 
-def _before_planning(target: Path) -> str | None:
+def _before_planning(target: Path, redone: Sequence[str]) -> list[str]:
     """What a dataset that was planned before needs; nnU-Net stops, without a word, at a split that is not its own."""
     planned = folder_if_set("nnUNet_preprocessed") / target.name / SPLITS_FILE
     if not planned.is_file():
-        return None
+        return []
+    notes = []
+    if redone:
+        notes.append(f"Of changed cases nnU-Net still has what it preprocessed before. {_AGAIN}")
     own = target / SPLITS_FILE
     if own.is_file():
         if planned.read_bytes() == own.read_bytes():
-            return None
-        return (
+            return notes
+        notes.append(
             "This dataset was planned before, with another split, and nnU-Net will not plan again with both. Copy "
             f"{own} over {planned}, which trainings of before may need: keep it elsewhere then. {_AGAIN}"
         )
+        return notes
     try:
         splits = read_splits(planned.parent)
     except DualCLError as error:
-        return str(error)
+        return [*notes, str(error)]
     listed = {case for split in splits for role in ROLES for case in split.get(role, [])}
     dataset_json = read_json(target / "dataset.json")
     unlabeled = list_case_images(target / IMAGES_UNLABELED, dataset_json["file_ending"])
     try:
         check_patients(unlabeled, splits, target)
     except DualCLError as error:
-        return str(error)
+        notes.append(str(error))
     labeled = raw_training_images(target, dataset_json)
-    if not (new := sorted(set(labeled) - listed)):
-        return None
-    return (
-        f"{len(new)} labeled case(s) are in no fold of {planned}, which dualcl split wrote: {first_few(new)}. Unless "
-        f"they were left out on purpose, draw again with: dualcl split ... --force. {_AGAIN}"
-    )
+    if new := sorted(set(labeled) - listed):
+        notes.append(
+            f"{len(new)} labeled case(s) are in no fold of {planned}, which dualcl split wrote: {first_few(new)}. "
+            f"Unless they were left out on purpose, draw again with: dualcl split ... --force. {_AGAIN}"
+        )
+    return notes
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

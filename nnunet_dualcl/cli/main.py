@@ -186,6 +186,9 @@ def _split(arguments: argparse.Namespace) -> int:
     cases = list(raw_training_images(raw, dataset_json))
     excluded = read_case_list(arguments.exclude) if arguments.exclude else []
     groups = read_groups(arguments.groups) if arguments.groups else known_groups(raw)
+    unlabeled = list_case_images(raw / IMAGES_UNLABELED, dataset_json["file_ending"])
+    if groups is not None:
+        check_groups(unlabeled, groups)
     splits = draw_splits(
         cases,
         labeled=arguments.labeled,
@@ -194,14 +197,11 @@ def _split(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         groups=groups,
         excluded=excluded,
+        never_validate=[(groups or {}).get(case, case) for case in unlabeled],
     )
-    unlabeled = list_case_images(raw / IMAGES_UNLABELED, dataset_json["file_ending"])
-    if groups is not None:
-        check_groups(unlabeled, groups)
-    shared = of_groups(unlabeled, [*splits[0]["val"], *excluded], groups or {})
-    if shared:
+    if shared := of_groups(unlabeled, excluded, groups or {}):
         raise DualCLError(
-            f"{raw / IMAGES_UNLABELED} holds scans of validation or excluded patients, and training would see them: "
+            f"{raw / IMAGES_UNLABELED} holds scans of excluded patients, and training would see them: "
             f"{', '.join(shared)}. Move these out of that folder and repeat; the draw stays the same."
         )
     path = required_folder("nnUNet_preprocessed") / name / SPLITS_FILE

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+
+from tqdm import tqdm
 
 from nnunet_dualcl.cli.nnunet_entry import DEFAULT_TRAINER
 from nnunet_dualcl.errors import DualCLError, first_few
@@ -131,6 +134,23 @@ def _check_images(folder: Path, model: Path) -> None:
             f"{'those of the dataset' if own else 'other cases'} have. The model takes {len(channels)} channel(s): "
             f"{', '.join(map(str, channels.values()))}. Add what is missing or take the cases out."
         )
+    for path in tqdm(list(chain(*images.values())), desc="Looking at images", unit="file", delay=5):
+        _check_whole(path)
+
+
+def _check_whole(path: Path) -> None:
+    """SimpleITK fills up what is missing of a file that is cut off, without a word."""
+    from nnunet_dualcl.dataset_conversion.headers import check_length, read_header
+    from nnunet_dualcl.dataset_conversion.reading import ending_of
+
+    ending = ending_of(path)
+    if ending is None:
+        return
+    try:
+        header = read_header(path, ending)
+    except DualCLError:
+        return  # what cannot be read at all nnU-Net refuses by itself
+    check_length(path, header)
 
 
 def _check_trainer(name: str, *, with_config: bool) -> None:

@@ -14,6 +14,8 @@ from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import IMAGES_UNLABELED, PATIENTS_FILE, REPLACED_SPLITS_FILE, SPLITS_FILE, is_fold
 
 Split = dict[str, list[str]]
+_HEADER = ("case", "patient")
+"""First line of what ``dualcl convert`` writes; a case may be called case, too."""
 
 
 def draw_splits(
@@ -25,6 +27,7 @@ def draw_splits(
     seed: int,
     groups: Mapping[str, str] | None = None,
     excluded: Sequence[str] = (),
+    never_validate: Iterable[str] = (),
 ) -> list[Split]:
     """One fold for each draw of the labeled cases; the validation cases are the same in all of them.
 
@@ -38,6 +41,7 @@ def draw_splits(
         seed: the same seed gives the same splits.
         groups: case -> group.
         excluded: cases in no list at all (a test set); their groups are left out whole.
+        never_validate: groups that are not drawn into ``val``, because further scans of theirs are trained on.
 
     Returns:
         Folds with sorted ``train``, ``val`` and ``unlabeled``.
@@ -65,7 +69,16 @@ def draw_splits(
             f"{'cases' if groups is None else 'groups'}: too many. Lower --labeled or --val."
         )
     shuffled = list(np.random.default_rng(seed).permutation(pool))
-    val_groups, train_pool = set(shuffled[:num_validation]), shuffled[num_validation:]
+    trained_on = set(never_validate)
+    may_validate = [group for group in shuffled if group not in trained_on]
+    if num_validation > len(may_validate):
+        raise DualCLError(
+            f"{num_validation} groups are to be validated on, and only {len(may_validate)} of {len(pool)} have no "
+            "further unlabeled scans, which training would see. Lower --val, or take scans of some patients out of "
+            f"{IMAGES_UNLABELED}."
+        )
+    val_groups = set(may_validate[:num_validation])
+    train_pool = [group for group in shuffled if group not in val_groups]
     folds = []
     for draw in range(draws):
         order = np.random.default_rng([seed, draw]).permutation(train_pool)
@@ -97,7 +110,7 @@ def read_groups(path: Path) -> dict[str, str]:
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        if not any(column.strip() for column in row):
+        if not any(column.strip() for column in row) or (number == 1 and tuple(row) == _HEADER):
             continue
         if len(row) != 2:
             raise DualCLError(f"{path}, line {number}: expected 'case,patient', found {','.join(row)!r}.")
@@ -171,6 +184,12 @@ def check_patients(
             f"them: {first_few(shared)}. Move these out of {raw_dataset_folder / IMAGES_UNLABELED}, draw the split "
             "again over whole patients (dualcl split --force), or correct that file where they are other persons."
         )
+
+
+def of_unknown_patients(cases: Iterable[str], raw_dataset_folder: Path) -> list[str]:
+    """Those of ``cases`` that have no line in the list of patients, sorted; none where there is no such list."""
+    groups = known_groups(raw_dataset_folder)
+    return [] if groups is None else sorted(case for case in cases if not groups.get(case))
 
 
 def trained_folds(results_dataset_folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ classes ``(0, z)``, whose softmax is its sigmoid.
 """
 
 from nnunet_dualcl.losses._numerics import is_class, recomputed
-from nnunet_dualcl.losses._ranks import shared_between_ranks, total_over_ranks
+from nnunet_dualcl.losses._ranks import mean_over_ranks, shared_between_ranks, total_over_ranks
 from nnunet_dualcl.losses.contrastive import reliability_contrastive_loss
 from nnunet_dualcl.losses.entropy import normalized_entropy
 from nnunet_dualcl.losses.prototypes import class_prototypes
@@ -31,6 +31,7 @@ __all__ = [
     "class_label_loss",
     "class_prototypes",
     "is_class",
+    "mean_over_ranks",
     "mutual_verification_loss",
     "normalized_entropy",
     "pseudo_label_loss",

@@ -30,7 +30,9 @@ def reliable_mask(
     Q is the order statistic that leaves ``floor(alpha n)`` of n voxels above it. With ``labels`` each class
     has its own Q: volumes are mostly background, and a single quantile calls nearly every foreground boundary
     unreliable. Up to ``max_samples`` voxels Q is exact; beyond, it is estimated on a regular sample of at
-    most that many. A class that the sample misses takes the quantile of all voxels.
+    most that many, as the order statistic that a further voxel lies above with a chance of ``floor(alpha n) / (n + 1)``
+    where n voxels of the class are in the sample. So of a small class no more than alpha is called unreliable on
+    average, of one that the sample misses nothing.
 
     Args:
         entropy: (B, *), any scale; detached.
@@ -75,7 +77,9 @@ def reliable_mask(
     sample = gathered(h.flatten()[::stride], length=max_samples, fill=math.nan)
     ranked, order = sample.sort()  # NaN come last
     if labels is None or num_classes is None:
-        return eligible & (h <= _quantile_of_all(ranked, unreliable_fraction))
+        start = torch.zeros((), device=h.device)
+        threshold = _quantile(ranked, start, (~ranked.isnan()).sum(), unreliable_fraction, estimated=stride > 1)
+        return eligible & (h <= threshold)
     sampled = labels.flatten()[::stride].long()
     members = torch.where(eligible.flatten()[::stride], sampled, num_classes)
     members = gathered(members, length=max_samples, fill=num_classes)
@@ -83,24 +87,23 @@ def reliable_mask(
     grouped, within = members[order].sort(stable=True)
     bounds = torch.searchsorted(grouped, torch.arange(num_classes + 1, device=h.device))
     starts, counts = bounds[:-1], bounds.diff()
-    thresholds = _quantile(ranked[within], starts, counts, unreliable_fraction)
-    if stride > 1:
-        thresholds = torch.where(counts > 0, thresholds, _quantile_of_all(ranked, unreliable_fraction))
+    thresholds = _quantile(ranked[within], starts, counts, unreliable_fraction, estimated=stride > 1)
     return eligible & (h <= thresholds[labels.long().clamp(0, num_classes - 1)])
 
 
-def _quantile_of_all(ranked: Tensor, unreliable_fraction: float | Tensor) -> Tensor:
-    """(1 - alpha) quantile of rising values, NaN, which come last, left out."""
-    start = torch.zeros((), device=ranked.device)
-    return _quantile(ranked, start, (~ranked.isnan()).sum(), unreliable_fraction)
+def _quantile(
+    ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float | Tensor, *, estimated: bool
+) -> Tensor:
+    """(1 - alpha) quantile of the ``count`` rising values that begin at ``start``, of their own or ``estimated``.
 
-
-def _quantile(ranked: Tensor, start: Tensor, count: Tensor, unreliable_fraction: float | Tensor) -> Tensor:
-    """(1 - alpha) quantile of the ``count`` rising values that begin at ``start``; of any value where there is none."""
+    Of their own it leaves ``floor(alpha count)`` of them above it. Estimated from them for others it is the next value,
+    infinity after the last: the largest of n values leaves 1 / (n + 1) of all above it, however small alpha is.
+    """
     # The slack keeps float32 rounding from turning alpha n = 7 into 6.9999 and hence into 6.
     unreliable = (count * (unreliable_fraction * (1 + 1e-6))).floor()
-    last = (start + (count - unreliable - 1).clamp(min=0)).long().clamp(max=ranked.numel() - 1)
-    return ranked.gather(0, last.reshape(-1)).reshape(last.shape)
+    place = (start + (count - unreliable - (0 if estimated else 1)).clamp(min=0)).long().clamp(max=ranked.numel() - 1)
+    quantile = ranked.gather(0, place.reshape(-1)).reshape(place.shape)
+    return torch.where(unreliable > 0, quantile, torch.inf) if estimated else quantile
 
 
 def _sampling_stride(shape: tuple[int, ...], max_samples: int) -> int:

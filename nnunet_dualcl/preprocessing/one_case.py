@@ -133,5 +133,7 @@ def _checked_run(
             f"a single slice (shape {data.shape[1:]}) among 3D images; take it out or use a 2d configuration"
         )
     _check_finite(data)
+    if data.min() == data.max():
+        raise ValueError("all voxels have the same value, so it shows nothing; take it out")
     data, segmentation, properties = run_case_npy(data, *rest)
     return data, segmentation, {**properties, MADE_OF: made_of}

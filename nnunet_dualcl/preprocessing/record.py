@@ -19,6 +19,9 @@ from nnunet_dualcl.layout import PREPROCESSED_STAMP_FILE
 MADE_OF = "dualcl_images"
 """Entry of a case's properties: the image files it was made of, for TIFF also the one with the spacing."""
 
+_WITHOUT_STATISTICS = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+"""nnU-Net's schemes that go by the image alone; other labels, so other foreground statistics, change nothing then."""
+
 
 def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Everything in the plans that decides what a preprocessed case looks like, as JSON gives it back.
@@ -32,7 +35,11 @@ def decisive_values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
         "preprocessor": configuration["preprocessor_name"],
         "resampling": {key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
         "transposition": plans["transpose_forward"],
-        "intensities": PlansManager(dict(plans)).foreground_intensity_properties_per_channel,
+        "intensities": {
+            channel: statistics
+            for channel, statistics in PlansManager(dict(plans)).foreground_intensity_properties_per_channel.items()
+            if configuration["normalization_schemes"][int(channel)] not in _WITHOUT_STATISTICS
+        },
     }
     plain: dict[str, Any] = json.loads(json.dumps(decisive))
     return plain
@@ -44,6 +51,9 @@ def other_values(folder: Path, decisive: Mapping[str, Any]) -> list[str]:
     A value that an older stamp does not hold is taken for the same.
     """
     stamped = read_stamp(folder)
+    if "intensities" in stamped:  # older stamps hold those that no scheme reads, too
+        kept = decisive["intensities"]
+        stamped["intensities"] = {name: value for name, value in stamped["intensities"].items() if name in kept}
     return [key for key, value in decisive.items() if stamped.get(key, value) != value]
 
 

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from nnunet_dualcl.atomic import write_text
 from nnunet_dualcl.data.cases import CaseImages, check_disjoint, read_split, read_splits, unlabeled_case_images
 from nnunet_dualcl.data.plans import check_configuration, read_json, read_plans, unlabeled_command
-from nnunet_dualcl.data.splits import check_patients
+from nnunet_dualcl.data.splits import check_patients, of_unknown_patients
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import (
     IMAGES_UNLABELED,
+    PATIENTS_FILE,
     PREPROCESSED_STAMP_FILE,
     SPLITS_FILE,
     dataset_name,
@@ -137,6 +138,11 @@ def ensure_unlabeled(
         )
     check_disjoint(names, split, where=f"{preprocessed_dataset_folder / SPLITS_FILE}, fold {fold}")
     check_patients(names, [split], raw)
+    if unknown := of_unknown_patients(names, raw):
+        tqdm.write(
+            f"{raw / PATIENTS_FILE} has no line for {len(unknown)} unlabeled case(s): {first_few(unknown)}. "
+            "Whether their patients are validated or tested on is not known. Add lines CASE,PATIENT."
+        )
     if kept:
         refuse_other_plans(folder, decisive_values(plans, manager.configuration))
     if kept and raw.is_dir():

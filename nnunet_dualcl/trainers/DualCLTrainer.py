@@ -35,7 +35,7 @@ from nnunet_dualcl.data.splits import check_patients
 from nnunet_dualcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.layout import CONFIG_FILE, CONFIG_VARIABLE, TRAINING_LOCK_FILE, folder_if_set
-from nnunet_dualcl.model_folder import refuse_other_meaning
+from nnunet_dualcl.model_folder import read_checkpoint, refuse_other_meaning
 from nnunet_dualcl.networks import DualDecoderUNet, check_layout
 from nnunet_dualcl.preprocessing import ensure_unlabeled
 from nnunet_dualcl.training import SemiSupervisedLoss, TermLog
@@ -124,7 +124,6 @@ class DualCLTrainer(nnUNetTrainer):
         self.config = replace(self.config, **{name: getattr(self, name) for name in _NNUNET_FIELDS})
         seed_global_streams(self.config.seed)
         super().initialize()
-        self._plans_batch_size: int = self.batch_size  # type: ignore[has-type]  # of this process
         network = self.dual_network
         network.second_decoder = self.config.second_decoder
         network.prediction = self.config.prediction
@@ -181,13 +180,20 @@ class DualCLTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders, the training one paired with unlabeled patches; workers seeded."""
-        unlabeled_batch_size = self.config.unlabeled_batch_size or self.batch_size
-        if self.config.split_batch and self.unlabeled_keys:
-            unlabeled_batch_size = self._split_batch()
+        split_batch = self.config.split_batch and len(self.unlabeled_keys) > 0
+        unlabeled_batch_size = (
+            self._half_batch() if split_batch else self.config.unlabeled_batch_size or self.batch_size
+        )
         seed = self._seed_epoch()
         with variable("nnUNet_n_proc_DA", "0"):  # nnU-Net builds loaders and transforms, without workers
             train, validation = super().get_dataloaders()
         loader = train.data_loader
+        if split_batch:  # validation goes on with the plans' batch, as stock nnU-Net's
+            loader.batch_size -= unlabeled_batch_size
+            # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none, and in a distributed
+            # training a part that it reckoned for the whole batch: then by chance, its own option
+            if loader.batch_size == 1 or self.is_ddp:
+                loader.get_do_oversample = loader._probabilistic_oversampling
         labeled = loader._data.identifiers
         held_out = validation.data_loader._data.identifiers
         self._check_validation(labeled, held_out)  # nnU-Net may have just drawn them
@@ -230,20 +236,15 @@ class DualCLTrainer(nnUNetTrainer):
         """Seed the global generators for the current epoch; the seed."""
         return seed_epoch(self.config.seed, self.current_epoch, self.local_rank)
 
-    def _split_batch(self) -> int:
-        """Give half of the plans' batch to unlabeled patches; returns how many."""
-        whole = self._plans_batch_size
+    def _half_batch(self) -> int:
+        """How many patches of the plans' batch of this process are unlabeled with ``split_batch``."""
+        whole: int = self.batch_size
         if whole < 2:
             raise DualCLError(
                 f"split_batch: true needs a batch of at least 2, configuration {self.configuration_name} has "
                 f"{whole} on each device. Set split_batch: false and low_memory: true."
             )
-        unlabeled = whole // 2
-        self.batch_size = whole - unlabeled
-        # nnU-Net forces a fixed part of a batch onto foreground, of a single patch none, and in a distributed training
-        # a part that it reckoned for the whole batch: then by chance, its own option
-        self.probabilistic_oversampling |= self.batch_size == 1 or self.is_ddp
-        return unlabeled
+        return whole // 2
 
     # ---- training
 
@@ -502,7 +503,7 @@ class DualCLTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue with the configuration stored in the checkpoint, whatever ``DUALCL_CONFIG`` says now."""
-        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        checkpoint = read_checkpoint(Path(filename_or_checkpoint))
         own = checkpoint.get("dualcl")
         if own is None or checkpoint["trainer_name"] != type(self).__name__:
             raise DualCLError(

@@ -22,6 +22,7 @@ from nnunet_dualcl.losses import (
     class_label_loss,
     class_prototypes,
     is_class,
+    mean_over_ranks,
     mutual_verification_loss,
     recomputed,
     reliability_contrastive_loss,
@@ -93,7 +94,8 @@ class SemiSupervisedLoss(nn.Module):
     )
     """Seen at the sampled voxels, not part of the total. The accuracies compare the labels of whoever teaches (the
     teacher, or the winner) at its reliable voxels of the *labeled* half with the truth there; foreground: voxels where
-    truth or label is not background. NaN at a step in which the teacher was not asked."""
+    truth or label is not background. NaN at a step in which the teacher was not asked,
+    or met no such voxel."""
 
     prototypes: torch.Tensor
     present: torch.Tensor
@@ -379,7 +381,11 @@ class SemiSupervisedLoss(nn.Module):
         values = {**self.values, "winner_is_a": self._a_wins.to(device)}
         if not self.config.second_decoder:
             values |= dict.fromkeys(_OF_TWO_DECODERS, meaningless)
-        self.last_values = torch.stack([values.get(name, nothing).float() for name in self.terms + self.observations])
+        terms, observations = (
+            torch.stack([values.get(name, nothing).float() for name in names])
+            for names in (self.terms, self.observations)
+        )
+        self.last_values = torch.cat((mean_over_ranks(terms), observations))
         self._begin_step()
 
     def _move_prototypes(self) -> None:
@@ -449,5 +455,5 @@ def _at(volume: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _share(of: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Share of ``among`` where ``of`` holds; 0 for an empty set."""
-    return (of & among).sum() / among.sum().clamp(min=1)
+    """Share of ``among`` where ``of`` holds; NaN for an empty set, which the mean of an epoch leaves out."""
+    return (of & among).sum() / among.sum()

@@ -31,7 +31,9 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(source: Path, *more: str) -> list[str]:
-    found = ["--images", "*.nrrd", "--labels", "seg/*.mha", "--channel", "CT", "--label", "bone=1"]
+    patterns = {"--images": "*.nrrd", "--labels": "seg/*.mha"}
+    found = [word for name, pattern in patterns.items() if name not in more for word in (name, pattern)]
+    found += ["--channel", "CT", "--label", "bone=1"]
     return ["convert", "folder", str(source), "-d", "7", "-n", "Bone", "-np", "1", *found, *more]
 
 
@@ -126,6 +128,13 @@ def test_a_pattern_that_loses_patients_shows_in_the_exit_code(
     assert "failed: nrrd: 2 files for one place: p0/image.nrrd, p1/image.nrrd" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--images", "--labels", "--test"])
+def test_an_option_given_twice_is_refused(source: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second would take the place of the first, and its patients be lost, or trained on instead of tested."""
+    assert main([*arguments(source), option, "a*", option, "b*"]) == 2
+    assert f"{option} is given twice. Join both in one regular expression, as in 'A|B'." in capsys.readouterr().err
+
+
 def test_labels_that_arrive_after_a_split_are_not_passed_over(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +164,13 @@ def test_labels_that_arrive_after_a_split_are_not_passed_over(
     shutil.copy(image, raw / "imagesUnlabeled" / image.name.replace(held_out, "later"))
     with (raw / "conversion" / "patients.csv").open("a", encoding="utf-8") as lines:
         lines.write(f"later,{patients[held_out]}\n")
-    told = _before_planning(raw)
-    assert told is not None
+    (told,) = _before_planning(raw, ())
     assert "unlabeled scans are of validation patients, and training would see them: later" in told
+    # and a corrected label, of which nnU-Net would not know
+    label = sitk.ReadImage(str(source / "seg" / "a.mha"))
+    label[0, 0, 0] = 1 - label[0, 0, 0]
+    sitk.WriteImage(label, str(source / "seg" / "a.mha"))
+    assert main(arguments(source, "--resume")) == 0
+    out = capsys.readouterr().out
+    assert "1 case(s) whose files have changed were converted anew: a." in out
+    assert "Of changed cases nnU-Net still has what it preprocessed before. Then make the labeled cases anew" in out

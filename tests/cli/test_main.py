@@ -168,7 +168,7 @@ def test_split_refuses_unlabeled_scans_of_excluded_patients(folders: Path, capsy
     for case in ("more", "new"):
         (unlabeled / f"{case}_0000.nii.gz").touch()
     assert split("--groups", str(folders / "g.csv"), "--exclude", str(folders / "test.txt"), "--val", "1") == 2
-    assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
+    assert "scans of excluded patients, and training would see them: more." in capsys.readouterr().err
 
 
 def test_split_says_whose_scans_are_among_the_test_images_too(
@@ -203,10 +203,18 @@ def test_split_knows_the_patients_of_a_conversion(folders: Path, capsys: pytest.
         (raw / "imagesUnlabeled" / f"{case}_0000.nii.gz").touch()
     assert split("--val", "1", "--force") == 0
     assert "(and 2 in imagesUnlabeled)" in capsys.readouterr().out
+    # a patient with further scans that are trained on is not validated on
     text = (raw / "conversion" / "patients.csv").read_text(encoding="utf-8")
     (raw / "conversion" / "patients.csv").write_text(text.replace("more,p8", f"more,p{patient}"), encoding="utf-8")
-    assert split("--val", "1", "--force") == 2
-    assert "scans of validation or excluded patients, and training would see them: more." in capsys.readouterr().err
+    assert split("--val", "1", "--force") == 0
+    assert all({CASES.index(case) // 2 for case in fold["val"]} != {patient} for fold in read(folders))
+    assert split("--val", "5", "--labeled", "1", "--force") == 0
+    capsys.readouterr()
+    (raw / "conversion" / "patients.csv").write_text(
+        text.replace("more,p8", f"more,p{patient}").replace("new,p9", f"new,p{(patient + 1) % 6}"), encoding="utf-8"
+    )
+    assert split("--val", "5", "--labeled", "1", "--force") == 2
+    assert "5 groups are to be validated on, and only 4 of 6 have no further unlabeled scans" in capsys.readouterr().err
     (raw / "imagesUnlabeled" / "unknown_0000.nii.gz").touch()
     assert split("--val", "1", "--force") == 2
     assert "No group given for unknown. Every case, unlabeled ones too, needs one line" in capsys.readouterr().err

@@ -105,6 +105,14 @@ def test_images_that_nnunet_would_fall_over_are_named(fold: Path, toy: Any, tmp_
             check_predict(predict_from(folder))
 
 
+def test_an_image_that_is_cut_off_is_not_predicted(fold: Path, toy: Any, tmp_path: Path) -> None:
+    images = shutil.copytree(toy.raw / "imagesTr", tmp_path / "input")
+    image = sorted(images.iterdir())[1]
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    with pytest.raises(DualCLError, match=rf"{image.name}: .*(damaged|truncated)"):
+        check_predict(predict_from(images))
+
+
 @pytest.mark.parametrize("raw_is_there", [True, False])
 def test_a_case_without_all_channels_is_named(fold: Path, toy: Any, tmp_path: Path, raw_is_there: bool) -> None:
     images = shutil.copytree(toy.raw / "imagesTr", tmp_path / "input")

@@ -129,6 +129,23 @@ def test_read_groups(tmp_path: Path, name: str, text: str) -> None:
     assert read_groups(tmp_path / name) == {"a": "p 1", "b": "q"}
 
 
+def test_a_case_may_be_called_as_the_header(tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").write_text("case,patient\ncase,p7\nother,patient\n", encoding="utf-8")
+    assert read_groups(tmp_path / "patients.csv") == {"case": "p7", "other": "patient"}
+
+
+def test_patients_with_further_scans_are_not_drawn_into_validation() -> None:
+    first = draw(groups=GROUPS, labeled=2)
+    held = sorted({GROUPS[case] for case in first[0]["val"]})
+    again = draw(groups=GROUPS, labeled=2, never_validate=held[:1])
+    for fold in again:
+        assert held[0] not in {GROUPS[case] for case in fold["val"]}
+        assert len({GROUPS[case] for case in fold["val"]}) == len(held)
+    assert draw(groups=GROUPS, labeled=2, never_validate=["nobody"]) == first
+    with pytest.raises(DualCLError, match=r"groups are to be validated on, and only 0 of \d+ have no further"):
+        draw(groups=GROUPS, labeled=2, never_validate=set(GROUPS.values()))
+
+
 def test_numbers_as_patients_become_text_and_a_header_line_stays_harmless(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text('{"case_00": 7}', encoding="utf-8")
     assert read_groups(tmp_path / "g.json") == {"case_00": "7"}

@@ -405,3 +405,46 @@ def test_without_labels_every_case_is_unlabeled_and_there_is_no_dataset_json(tmp
     assert "Labels: none." in (target / "conversion/report.html").read_text(encoding="utf-8")
     with pytest.raises(DualCLError, match="No labeled case for training"):  # labels were asked for
         folder.convert(tmp_path, tmp_path / "Dataset002_Y", **{**ONE_FILE, "label_files": None})
+
+
+def test_a_case_without_a_file_of_some_structure_is_unlabeled_on_demand(tmp_path: Path) -> None:
+    for patient, structures in (("p1", ("tumor", "organ")), ("p2", ("organ",)), ("p3", ())):
+        for image in ("t1", "t2"):
+            write(tmp_path / patient / f"{image}.nrrd", volume())
+        for structure in structures:
+            write(tmp_path / patient / f"{structure}_mask.nrrd", volume(slabs(1), np.uint8))
+    assert roles(folder.plan(tmp_path, **STRUCTURES)) == {"p1": "labeled", "p2": "labeled", "p3": "unlabeled"}
+    plan = folder.plan(tmp_path, **STRUCTURES, require_all_labels=True)
+    assert roles(plan) == {"p1": "labeled", "p2": "unlabeled", "p3": "unlabeled"}
+    assert "p2: no file for tumor, so unlabeled" in plan.notes
+    assert plan.cases[1].load().label is None
+    (tmp_path / "p1" / "organ_mask.nrrd").unlink()
+    with pytest.raises(DualCLError, match="--require-all-labels leaves no labeled case"):
+        folder.plan(tmp_path, **STRUCTURES, require_all_labels=True)
+
+
+def test_a_case_that_comes_later_takes_nobodys_name(tmp_path: Path) -> None:
+    """Splits and trained models go by names; Muller comes before Müller, and Иван and Пётр have no letter of ours."""
+    source, target = tmp_path / "source", tmp_path / "Dataset001_Toy"
+
+    def add(*names: str) -> None:
+        for number, name in enumerate(names, len(list(source.glob("img/*")))):
+            write(source / f"img/{name}.nii.gz", volume(slabs(1) + np.int16(number)))
+            write(source / f"seg/{name}.nii.gz", volume(slabs(1), np.uint8))
+
+    def names(**options: Any) -> dict[str, str]:
+        report = folder.convert(source, target, options=Options(processes=1, **options), **ONE_FILE)
+        assert report.exit_code == 0
+        return {record.patient: record.name for record in report.records}
+
+    add("Müller", "Иван", "Пётр", "B")
+    before = names()
+    images = {name: (target / f"imagesTr/{name}_0000.nii.gz").read_bytes() for name in before.values()}
+    assert before == {"Müller": "Muller", "Иван": "unnamed", "Пётр": "unnamed-2", "B": "B"}
+    add("Muller", "Анна")
+    key_list = tmp_path / "keys.csv"
+    after = names(resume=True, key_list=key_list)
+    assert after == before | {"Muller": "Muller-2", "Анна": "unnamed-3"}
+    assert {name: (target / f"imagesTr/{name}_0000.nii.gz").read_bytes() for name in images} == images
+    assert f"Muller-2,Muller,img/Muller.nii.gz,{source / 'img/Muller.nii.gz'}" in key_list.read_text(encoding="utf-8")
+    assert names(resume=True) == after

@@ -94,4 +94,4 @@ def test_names_of_another_encoding_are_refused(tmp_path: Path) -> None:
 
 def test_names_become_plain_and_stay_unique() -> None:
     names = safe_names(["Jörg Müller", "Jorg Muller", "日本", "a_1-b"])
-    assert names == {"Jorg Muller": "Jorg-Muller", "Jörg Müller": "Jorg-Muller-2", "a_1-b": "a_1-b", "日本": "case"}
+    assert names == {"Jorg Muller": "Jorg-Muller", "Jörg Müller": "Jorg-Muller-2", "a_1-b": "a_1-b", "日本": "unnamed"}

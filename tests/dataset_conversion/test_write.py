@@ -25,7 +25,7 @@ from nnunet_dualcl.data.cases import unlabeled_case_images
 from nnunet_dualcl.dataset_conversion import write as writer
 from nnunet_dualcl.dataset_conversion.one_case import hash_of
 from nnunet_dualcl.dataset_conversion.plan import Options, Plan, Refusal, Role, Scan, SourceCase
-from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset, write_key_list
+from nnunet_dualcl.dataset_conversion.write import dry_run, write_dataset
 from nnunet_dualcl.errors import DualCLError
 
 NAME = "Dataset007_Toy"
@@ -648,8 +648,8 @@ def test_a_private_report_names_no_unforeseen_text(toy: Plan, tmp_path: Path) ->
 
 def test_the_key_list_lies_outside_and_belongs_to_its_owner(toy: Plan, tmp_path: Path) -> None:
     path = tmp_path / "keys.csv"
-    report = write_dataset(toy, tmp_path / NAME, ALONE)
-    write_key_list(path, [replace(case, key={"patient_id": "J. Doe"}) for case in toy.cases], report.records)
+    known = replace(toy, cases=tuple(replace(case, key={"patient_id": "J. Doe"}) for case in toy.cases))
+    write_dataset(known, tmp_path / NAME, replace(ALONE, key_list=path))
     assert path.read_text(encoding="utf-8").splitlines()[:2] == [
         "case,patient,source,patient_id",
         "l1,l1,source of l1,J. Doe",
@@ -718,7 +718,7 @@ def test_a_resumed_conversion_leaves_a_redrawn_split_alone(toy: Plan, tmp_path: 
 
 
 def test_a_finished_case_is_of_the_patient_that_it_has_now(tmp_path: Path) -> None:
-    """A further patient before the others shifts their numbers; p2 was another one, and a and c are one patient."""
+    """Somebody corrected the source's list of patients; p2 was another one, and a and c are one patient."""
     cases = [source_case(tmp_path / "source", name, patient="p1") for name in ("a", "b", "c")]
     cases[1:] = [replace(cases[1], patient="p2"), replace(cases[2], load=partial(fail, DualCLError("not yet")))]
     write_dataset(plan_of(*cases), tmp_path / NAME, ALONE)
@@ -729,3 +729,46 @@ def test_a_finished_case_is_of_the_patient_that_it_has_now(tmp_path: Path) -> No
     assert sorted(fold["val"] for fold in report.folds) == [["a", "c"], ["b"]]
     write_dataset(plan_of(*moved), tmp_path / "new" / NAME, ALONE)
     assert everything_in(tmp_path / NAME) == everything_in(tmp_path / "new" / NAME)
+
+
+def test_numbered_cases_and_patients_keep_their_numbers_where_others_come_between(tmp_path: Path) -> None:
+    """As in a DICOM export, whose patients are numbered in the order of identifiers that nobody may see."""
+
+    def convert(*people: str, resume: bool = False) -> dict[str, tuple[str, str]]:
+        cases = [
+            replace(
+                source_case(tmp_path / "source", f"{person}{scan}", seed=ord(person) + 7 * scan),
+                name=f"case_{2 * number + scan + 1:04d}",
+                patient=f"patient_{number + 1:04d}",
+                identity=f"{person} {scan}",
+                where=f"{person}{scan}",
+            )
+            for number, person in enumerate(people)
+            for scan in (0, 1)
+        ]
+        plan = replace(plan_of(*cases), private=True)
+        shown = dry_run(plan, tmp_path / NAME, replace(ALONE, resume=resume))
+        report = write_dataset(plan, tmp_path / NAME, replace(ALONE, resume=resume))
+        assert report.exit_code == 0
+        for record in report.records:
+            assert f"  {record.name}  <- {record.where}" in shown
+        return {record.where: (record.name, record.patient) for record in report.records}
+
+    before = convert("b", "d")
+    assert before["d1"] == ("case_0004", "patient_0002")
+    after = convert("a", "b", "c", "d", resume=True)
+    assert after == before | {
+        "a0": ("case_0005", "patient_0003"),
+        "a1": ("case_0006", "patient_0003"),
+        "c0": ("case_0007", "patient_0004"),
+        "c1": ("case_0008", "patient_0004"),
+    }
+    with pytest.raises(DualCLError, match=r"holds case_0001, case_0002, which the source has no more"):
+        convert("a", "c", "d", resume=True)
+
+
+def test_a_plan_without_cases_says_why(tmp_path: Path) -> None:
+    """Also where only unlabeled ones were asked for, so that no label is missing."""
+    plan = plan_of(labels={}, damaged=(Refusal("a.nrrd", "2 files for one place"),))
+    with pytest.raises(DualCLError, match=r"No case was found\. a\.nrrd: 2 files for one place"):
+        write_dataset(plan, tmp_path / NAME, ALONE)

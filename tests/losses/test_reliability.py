@@ -141,15 +141,13 @@ def test_volumes_up_to_the_limit_are_not_sampled():
     assert _sampling_stride((2, 48, 16, 8), MAX_SAMPLES) == 1
 
 
-def test_class_that_the_sample_misses_takes_the_global_quantile():
+def test_class_that_the_sample_misses_is_reliable():
     entropy, labels = random_entropy(1, 5000), torch.zeros(1, 5000, dtype=torch.int64)
     stride = _sampling_stride((1, 5000), 100)
     labels[0, 1:stride] = 1  # between the first two sampled voxels
     arguments = {"unreliable_fraction": 0.2, "max_samples": 100}
-    by_class = reliable_mask(entropy, labels=labels, num_classes=2, **arguments)
-    whole = reliable_mask(entropy, **arguments)
-    assert torch.equal(by_class[labels == 1], whole[labels == 1])
-    assert 0 < by_class[labels == 1].sum() < stride - 1
+    assert reliable_mask(entropy, labels=labels, num_classes=2, **arguments)[labels == 1].all()
+    assert not reliable_mask(entropy, **arguments)[labels == 1].all()
 
 
 def test_class_between_every_two_sampled_voxels():
@@ -157,7 +155,25 @@ def test_class_between_every_two_sampled_voxels():
     assert _sampling_stride((1, 199), 100) == 2
     arguments = {"unreliable_fraction": 0.2, "max_samples": 100}
     by_class = reliable_mask(entropy, labels=labels, num_classes=2, **arguments)
-    assert torch.equal(by_class, reliable_mask(entropy, **arguments))
+    assert torch.equal(by_class, reliable_mask(entropy, **arguments) | (labels == 1))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
+@pytest.mark.parametrize("edge", [4, 8, 20])  # voxels of the class in the sample: about 0.5, 4 and 61
+def test_no_more_of_a_small_class_is_unreliable_than_asked_for(edge, alpha):
+    generator = np.random.default_rng(0)
+    shares = []
+    for _ in range(60):
+        entropy, labels = 0.1 * random_entropy(2, 64, 64, 64), torch.zeros(2, 64, 64, 64, dtype=torch.int64)
+        corner = generator.integers(0, 64 - edge, 3)
+        labels[(0, *(slice(start, start + edge) for start in corner))] = 1
+        entropy[labels == 1] = torch.from_numpy(generator.random(edge**3, np.float32))
+        arguments = {"labels": labels, "num_classes": 2, "max_samples": 4096}
+        reliable = reliable_mask(entropy, unreliable_fraction=alpha, **arguments)
+        shares.append(1 - reliable[labels == 1].float().mean().item())
+    assert np.mean(shares) <= alpha + 0.02
+    if edge == 20 and alpha == 0.2:  # 61 are enough to tell a fifth
+        assert np.mean(shares) >= 0.15
 
 
 @pytest.mark.parametrize(

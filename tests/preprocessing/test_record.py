@@ -54,6 +54,22 @@ def test_all_that_decides_what_a_case_looks_like_is_compared(
     assert other_values(tmp_path, decisive_values(plans, configuration)) == named
 
 
+def test_statistics_that_no_scheme_reads_may_change(tmp_path: Path) -> None:
+    """Further labels move those of the foreground; an MR image comes out the same."""
+    configuration = {**CONFIGURATION, "normalization_schemes": ["ZScoreNormalization", "CTNormalization"]}
+    statistics = {"0": {"mean": 1.0}, "1": {"mean": 5.0}}
+    key = "foreground_intensity_properties_per_channel"
+    decisive = decisive_values({**PLANS, key: statistics}, configuration)
+    assert decisive["intensities"] == {"1": {"mean": 5.0}}
+    stamp = tmp_path / "dualcl_preprocessed.json"
+    for stored in (decisive, {**decisive, "intensities": statistics}):  # the second is an older one
+        stamp.write_text(json.dumps(stored), encoding="utf-8")
+        moved = decisive_values({**PLANS, key: {**statistics, "0": {"mean": 1.1}}}, configuration)
+        assert other_values(tmp_path, moved) == []
+        moved = decisive_values({**PLANS, key: {**statistics, "1": {"mean": 5.1}}}, configuration)
+        assert other_values(tmp_path, moved) == ["intensities"]
+
+
 def test_what_an_older_stamp_does_not_hold_is_no_difference(tmp_path: Path) -> None:
     older = decisive_values(PLANS, CONFIGURATION)
     del older["reader"]

@@ -403,13 +403,15 @@ def test_faulty_cases_are_reported_and_the_others_done(raw: Path) -> None:
     write_case(folder, "nan", 20, set_voxels(np.nan))
     write_case(folder, "inf", 21, set_voxels(-np.inf))
     write_case(folder, "slice", 22, lambda arrays: arrays[:, :1])
+    write_case(folder, "flat", 25, lambda arrays: np.full_like(arrays, 7))
     write_case(folder, "garbage", 23)
     (folder / "garbage_0001.nii.gz").write_bytes(b"no image")
     write_case(folder, "mixed", 24)
     write_image(folder / "mixed_0001.nii.gz", np.ones((9, 8, 7)))
     report = run()
     assert report.done == ["listed", "u0", "u1", "u2"]
-    assert set(report.failed) == {"nan", "inf", "slice", "garbage", "mixed"}
+    assert set(report.failed) == {"nan", "inf", "slice", "flat", "garbage", "mixed"}
+    assert report.failed["flat"].endswith("all voxels have the same value, so it shows nothing; take it out")
     assert report.failed["nan"].endswith("3 voxels are NaN or infinite; mend the image or take it out")
     assert report.failed["inf"].endswith("3 voxels are NaN or infinite; mend the image or take it out")
     assert "a single slice (shape (1, 18, 32)) among 3D images; take it out or use a 2d" in report.failed["slice"]
@@ -751,7 +753,9 @@ def test_a_scan_that_got_its_label_is_not_unlabeled_where_raw_data_are_not_at_ha
     assert ensure(without_raw)[1] == ["u0", "u1", "u2"]
 
 
-def test_scans_of_validation_patients_are_refused_before_they_are_preprocessed(raw: Path, preprocessed: Path) -> None:
+def test_scans_of_validation_patients_are_refused_before_they_are_preprocessed(
+    raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     patients = raw / "conversion" / "patients.csv"
     patients.parent.mkdir()
     rows = {"lab": "p1", "listed": "p2", "held_out": "p3", "u0": "p1", "u1": "p3", "u2": "p4"}
@@ -765,4 +769,10 @@ def test_scans_of_validation_patients_are_refused_before_they_are_preprocessed(r
     set_split(preprocessed, train=["lab"], val=["held_out"], unlabeled=["listed"])
     for image in (raw / "imagesUnlabeled").glob("u1_*"):
         image.unlink()
+    capsys.readouterr()
     assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]
+    assert "has no line" not in capsys.readouterr().out
+    del rows["u2"]
+    patients.write_text("".join(f"{case},{patient}\n" for case, patient in rows.items()), encoding="utf-8")
+    assert ensure(preprocessed)[1] == ["listed", "u0", "u2"]
+    assert f"{patients} has no line for 1 unlabeled case(s): u2. Whether their" in capsys.readouterr().out

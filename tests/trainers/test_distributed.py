@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet_module
+import numpy as np
 import pytest
 import torch
 from conftest import Toy
@@ -79,12 +80,13 @@ def run_rank(rank: int, root: Path, configurations: dict[str, str]) -> None:
         trainer.on_train_epoch_start()
         before = {name: value.clone() for name, value in trainer.dual_network.named_parameters()}
         batches = [next(trainer.dataloader_train) for _ in range(STEPS)]
-        losses = [float(trainer.train_step(batch)["loss"]) for batch in batches]
+        results = [trainer.train_step(batch) for batch in batches]
         torch.save(
             {
                 "before": before,
                 "batches": batches,
-                "losses": losses,
+                "losses": [float(result["loss"]) for result in results],
+                "terms": [result["terms"][: len(trainer.loss.terms)] for result in results],
                 "after": dict(trainer.dual_network.named_parameters()),
                 "teacher": {} if trainer.teacher is None else trainer.teacher.state_dict(),
                 "prototypes": trainer.loss.prototypes,
@@ -226,9 +228,12 @@ def test_two_ranks_are_one_process_on_the_sum_of_their_batches(
         assert single.batch_size == 2 * len(ranks[0]["batches"][0]["keys"])
         single.dual_network.load_state_dict(ranks[0]["before"], strict=False)
         for step, parts in enumerate(zip(*(rank["batches"] for rank in ranks), strict=True)):
-            loss = single.train_step(joined(list(parts)))["loss"]
+            result = single.train_step(joined(list(parts)))
             mean = sum(rank["losses"][step] for rank in ranks) / RANKS
-            assert mean == pytest.approx(float(loss), rel=1e-3), (form, step)
+            assert mean == pytest.approx(float(result["loss"]), rel=1e-3), (form, step)
+            whole = result["terms"][: len(single.loss.terms)]
+            for rank in ranks:  # what is logged is the whole batch's
+                np.testing.assert_allclose(rank["terms"][step], whole, rtol=2e-3, atol=1e-5, err_msg=form)
         for name, value in single.dual_network.named_parameters():
             moved = (value - ranks[0]["before"][name]).abs().max()
             assert form != "one_decoder" or moved == 0 or not name.startswith(PREFIX_B)

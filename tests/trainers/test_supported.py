@@ -304,13 +304,17 @@ def test_half_of_the_plans_batch_is_unlabeled_on_demand(toy: Any, configure: Any
     assert 0.1 < np.mean(forced) < 0.6
     plans["configurations"]["3d_fullres"]["batch_size"] = 5
     trainer = start(toy, plans=plans)
-    trainer.get_dataloaders()  # as after a resume: half of the plans' batch again, not half of the half
-    assert (trainer.batch_size, trainer.oversample_foreground_percent) == (3, 0.33)
-    assert not trainer.probabilistic_oversampling
+
+    def of_training_and_validation() -> list[tuple[int, str]]:
+        loaders = [loader.data_loader for loader in trainer.get_dataloaders()]
+        parts = [getattr(loader, "labeled", loader) for loader in loaders]
+        return [(loader.batch_size, loader.get_do_oversample.__name__) for loader in parts]
+
+    # also at the second time, as after a resume: half of the plans' batch, not half of the half
+    assert of_training_and_validation() == [(3, "_oversample_last_XX_percent"), (5, "_oversample_last_XX_percent")]
+    assert (trainer.batch_size, trainer.oversample_foreground_percent) == (5, 0.33)
     trainer.is_ddp, trainer.oversample_foreground_percent = True, 0.5  # the share that nnU-Net gave to this rank
-    assert trainer._split_batch() == 2
-    assert (trainer.batch_size, trainer.oversample_foreground_percent) == (3, 0.5)
-    assert trainer.probabilistic_oversampling
+    assert of_training_and_validation() == [(3, "_probabilistic_oversampling"), (5, "_oversample_last_XX_percent")]
     plans["configurations"]["3d_fullres"]["batch_size"] = 1
     with pytest.raises(DualCLError, match=r"split_batch: true needs a batch of at least 2.*low_memory: true"):
         toy.trainer(DualCLTrainer, plans=plans).on_train_start()

@@ -557,6 +557,20 @@ def test_a_teacher_that_was_not_asked_has_no_accuracy() -> None:
     assert torch.isfinite(torch.tensor(list(seen.values()))).all()
 
 
+def test_a_step_that_meets_no_foreground_says_nothing_of_it() -> None:
+    """As a share of 0 it would pull down the epoch's mean of a teacher that makes no mistake."""
+    output, target = leaves()
+    for level in target:
+        level.zero_()
+    loss = taught_objective(**ONLY["pseudo_label"])
+    taught = labels_for(2, seed=8)
+    loss.taught_labeled = taught._replace(labels=torch.zeros_like(taught.labels))
+    loss(output, target)
+    seen = seen_by(loss)
+    assert seen["pseudo_label_accuracy"] == 1
+    assert math.isnan(seen["pseudo_label_accuracy_foreground"])
+
+
 def test_contrast_with_the_teachers_labels_moves_the_embeddings_only() -> None:
     output, target = leaves()
     gradients = []

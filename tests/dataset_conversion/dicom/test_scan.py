@@ -41,6 +41,27 @@ def test_an_unsorted_export_with_foreign_files(tmp_path: Path) -> None:
     assert "1 DICOM file(s) that cannot be read" in export.damaged[0][1]
 
 
+def test_what_lies_in_an_archive_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "p2.ZIP").write_bytes(b"PK")
+    with pytest.raises(DualCLError, match=r"none of 1 files is DICOM\. Unpack 1 archive\(s\) \(\.ZIP\)\."):
+        scan(tmp_path)
+    write_series(tmp_path, "CT")
+    export = scan(tmp_path)
+    assert export.damaged == [
+        ("the export", "1 archive(s) (.ZIP): what they hold is missing here. Unpack them; --dry-run names them")
+    ]
+    assert export.archives == [tmp_path / "p2.ZIP"]
+    assert export.notes == []
+
+
+def test_a_series_that_is_left_out_can_be_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "whole", "CT", series="one", patient="a")
+    write_series(tmp_path / "some where", "CT", series="two", patient="b", heights=[0, 1, 2, 4, 5])
+    export = scan(tmp_path)
+    assert len(export.refused) == 1
+    assert export.refused_in == {"series 1 of patient 2": tmp_path / "some where"}
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
 def test_a_structure_set_that_is_cut_off_never_passes_for_none(tmp_path: Path, share: float) -> None:
     """Its patient would silently become an unlabeled one."""
