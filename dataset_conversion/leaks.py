@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from nnunet_dualcl.dataset_conversion.one_case import Record
@@ -25,13 +25,14 @@ def without_test_patients(plan: Plan) -> Plan:
 
 
 def without_leaks(
-    records: Sequence[Record], split: Sequence[Mapping[str, list[str]]] | None
+    records: Sequence[Record], split: Sequence[Mapping[str, list[str]]] | None, there: Collection[str] = ()
 ) -> tuple[list[Record], Dropped]:
     """Records to keep, under one patient for everybody who shares a scan, and those to leave out.
 
     Args:
         records: of all finished cases.
         split: the published one, which fixes who is validated on.
+        there: cases that a resumed conversion found; of two with the same voxels and role the one that was there stays.
     """
     patient_of = _one_person(records)
     records = [replace(record, patient=patient_of[record.patient]) for record in records]
@@ -41,7 +42,9 @@ def without_leaks(
     owner: dict[str, str] = {}
     kept: list[Record] = []
     dropped: Dropped = []
-    for record in sorted(records, key=lambda record: (_ROLE_ORDER.index(record.role), record.name)):
+    earlier = set(there)
+    order = sorted(records, key=lambda each: (_ROLE_ORDER.index(each.role), each.name not in earlier, each.name))
+    for record in order:
         twins = [owner[pixels] for pixels in record.pixel_hashes if pixels in owner]
         if twins:
             dropped.append((record, f"{record.name} has the same voxels as {twins[0]}"))

@@ -104,8 +104,9 @@ def _write_dataset(
     _begin(plan, target, options, list(remaining))
     for record in finished.values():
         write_record(target, record)
+    there = set(finished)
     failed = _convert(plan, target, options, remaining, finished)
-    kept, dropped = without_leaks(list(finished.values()), plan.split)
+    kept, dropped = without_leaks(list(finished.values()), plan.split, there)
     for name in (*remaining.keys() - finished.keys(), *(record.name for record, _ in dropped)):
         remove(target, name, len(plan.channels))
     report = ConversionReport(

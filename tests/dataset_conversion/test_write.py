@@ -772,3 +772,14 @@ def test_a_plan_without_cases_says_why(tmp_path: Path) -> None:
     plan = plan_of(labels={}, damaged=(Refusal("a.nrrd", "2 files for one place"),))
     with pytest.raises(DualCLError, match=r"No case was found\. a\.nrrd: 2 files for one place"):
         write_dataset(plan, tmp_path / NAME, ALONE)
+
+
+def test_a_scan_that_comes_again_under_another_name_does_not_take_the_place_of_the_first(tmp_path: Path) -> None:
+    first = source_case(tmp_path / "source", "m", seed=3)
+    write_dataset(plan_of(first, source_case(tmp_path / "source", "z")), tmp_path / NAME, ALONE)
+    again = source_case(tmp_path / "source", "a", seed=3)
+    plan = plan_of(again, first, source_case(tmp_path / "source", "z"))
+    report = write_dataset(plan, tmp_path / NAME, replace(ALONE, resume=True))
+    assert [record.name for record in report.records] == ["m", "z"]
+    assert [each.reason for each in report.repeated] == ["a has the same voxels as m"]
+    assert {path.name for path in (tmp_path / NAME / "imagesTr").iterdir()} == {"m_0000.nii.gz", "z_0000.nii.gz"}
