@@ -450,6 +450,27 @@ def test_the_control_on_openkbp_is_that_of_the_stored_cases() -> None:
     assert f"in their place DualCL is {ours.mean_difference:.4f} lower on OpenKBP, only" in prose("README.md")
 
 
+def test_two_whole_networks_have_what_is_stored() -> None:
+    dice = stored_cases("hippocampus_cpu", 5).groupby(["arm", "draw", "case"])["dice"].mean()
+
+    def less(arm: str, other: str) -> PairedComparison:
+        return pooled_comparison({draw: (dice[arm, draw], dice[other, draw]) for draw in (0, 1)})
+
+    whole, of_one = "dualcl_two_networks", "dualcl_two_networks_exported"
+    two, exported = ([dice[arm, draw].mean() for draw in (0, 1)] for arm in (whole, of_one))
+    by_draw = [interval(paired_comparison(dice[whole, draw], dice["dualcl", draw])) for draw in (0, 1)]
+    page = prose("docs/benchmarks.md")
+    assert "have {:.4f} and {:.4f} in draws 0 and 1".format(*two) in page
+    assert (
+        f": {interval(less(whole, 'dualcl'), sign='')} above DualCL, by draw {by_draw[0]} and {by_draw[1]}, and "
+        in page
+    )
+    assert f"and {interval(less(whole, 'stock'), sign='')} above stock nnU-Net. It is a gain of averaging" in page
+    of_exports = interval(less(of_one, "dualcl_exported"), sign="")
+    assert "it has {:.4f} and {:.4f}, {} above DualCL's export".format(*exported, of_exports) in page
+    assert less(whole, "stock").mean_difference > 0.03
+
+
 def test_self_training_and_twice_the_batch_are_those_of_the_stored_cases() -> None:
     dice = stored_cases("hippocampus_cpu", 5).groupby(["arm", "draw", "case"])["dice"].mean()
     page = prose("docs/benchmarks.md")

@@ -35,7 +35,7 @@ from nnunet_dualcl.yaml_file import read_mapping
 
 LOGS_FOLDER = "logs"
 _MONTH_MINUTES = 30 * 24 * 60
-_ON_SLURM = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEMPTED", "REQUEUED", "COMPLETING")
+_ON_SLURM = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEMPTED", "REQUEUED")
 _MOST_TIMEOUTS = 1000
 """How often a job that Slurm's time limit ended is queued again; submitit would give up after 3."""
 
