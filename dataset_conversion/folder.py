@@ -142,6 +142,7 @@ def plan(
     names = safe_names(list(found))
     cases = []
     crowded: list[Refusal] = []
+    incomplete: list[str] = []
     for key, case in sorted(found.items()):
         fault = _crowd(key, case, images, label_files, structures is not None, "label" in of_label)
         if fault is not None:  # patients are lost, so it counts as failed
@@ -156,10 +157,9 @@ def plan(
         image_files = tuple(files[case.images[channel][0]] for channel in range(len(channels)))
         given = [(place, files[path]) for place, paths in sorted(case.labels.items()) for path in paths]
         lacking = [name for index, name in enumerate(labels, 1) if structures and given and index not in dict(given)]
-        said = [f"{key}: no file for {', '.join(lacking)}, so unlabeled"] if lacking and require_all_labels else []
-        if said:
+        if lacking and require_all_labels:
+            incomplete.append(f"{key} ({', '.join(lacking)})")
             given, lacking = [], []
-        notes += said
         cases.append(
             SourceCase(
                 name=names[key],
@@ -172,6 +172,8 @@ def plan(
                 identity=key,
             )
         )
+    if incomplete:
+        notes.append(f"{len(incomplete)} case(s) lack the file of a label and are unlabeled: {first_few(incomplete)}")
     if require_all_labels and not any(case.role is not Role.UNLABELED for case in cases):
         raise DualCLError("--require-all-labels leaves no labeled case: each lacks the file of some label.")
     if test and not any(case.role is Role.TEST for case in cases):
@@ -191,7 +193,7 @@ def plan(
             "--channel": repr(dict(channels)),
             "--label": repr(dict(labels)),
             "--spacing": str(spacing_mm),
-            "--require-all-labels": str(require_all_labels),
+            **({"--require-all-labels": "True"} if require_all_labels else {}),
         },
     )
 

@@ -31,7 +31,7 @@ from nnunet_dualcl.dataset_conversion.dicom.header import (
 from nnunet_dualcl.dataset_conversion.dicom.segmentation import SEGMENTATIONS, Segmentation, read_segmentation
 from nnunet_dualcl.dataset_conversion.dicom.slices import slices_of
 from nnunet_dualcl.dataset_conversion.patterns import files_below
-from nnunet_dualcl.errors import DualCLError, first_few
+from nnunet_dualcl.errors import DualCLError
 
 _TABLE_OF_CONTENTS = "1.2.840.10008.1.3.10"
 """DICOMDIR; it says nothing that the files do not."""
@@ -155,7 +155,7 @@ def scan(folder: Path) -> Export:
         if not text(header, "PatientID"):
             without_id.add(patient)
         _take(found.setdefault((patient, text(header, "SeriesInstanceUID")), _Found(header, path.parent)), path, header)
-    packed = f"{len(export.archives)} archive(s) ({first_few([path.suffix for path in export.archives])})"
+    packed = f"{len(export.archives)} archive(s) ({', '.join(sorted({path.suffix for path in export.archives}))})"
     if not found:
         raise DualCLError(
             f"{folder}: none of {len(paths)} files is DICOM. "

@@ -416,7 +416,7 @@ def test_a_case_without_a_file_of_some_structure_is_unlabeled_on_demand(tmp_path
     assert roles(folder.plan(tmp_path, **STRUCTURES)) == {"p1": "labeled", "p2": "labeled", "p3": "unlabeled"}
     plan = folder.plan(tmp_path, **STRUCTURES, require_all_labels=True)
     assert roles(plan) == {"p1": "labeled", "p2": "unlabeled", "p3": "unlabeled"}
-    assert "p2: no file for tumor, so unlabeled" in plan.notes
+    assert "1 case(s) lack the file of a label and are unlabeled: p2 (tumor)" in plan.notes
     assert plan.cases[1].load().label is None
     (tmp_path / "p1" / "organ_mask.nrrd").unlink()
     with pytest.raises(DualCLError, match="--require-all-labels leaves no labeled case"):
