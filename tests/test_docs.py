@@ -329,7 +329,11 @@ def test_costs_stand_in_the_result_files() -> None:
         result = json.loads(read(f"benchmarks/results/{name}.json"))
         patch = "\N{MULTIPLICATION SIGN}".join(map(str, result["setting"]["patch"]))
         for workers, trainers in result["waiting"].items():
-            for trainer, title in (("stock", "stock nnU-Net"), ("dualcl", "DualCL")):
+            for trainer, title in (
+                ("stock", "stock nnU-Net"),
+                ("dualcl", "DualCL"),
+                ("stock, DualCL's step", "stock nnU-Net's batches, DualCL's step"),
+            ):
                 median, mean, own = (
                     1000 * trainers[trainer][key] for key in ("median_wait_s", "mean_wait_s", "step_s")
                 )
