@@ -3,8 +3,8 @@
     python benchmarks/loader_wait.py [--workers 1 2] [--steps 40] [--rounds 3] [-device cpu|cuda] [-o FILE]
 
 Both trainers run their own steps on phantoms, taking turns in each round; the clock runs while a step waits for its
-next batch. Workers are filled up before it starts. After a long step a batch takes longer to fetch, so stock nnU-Net's
-loader is also asked between DualCL's steps (on a batch kept for that): then the loaders alone differ.
+next batch. Workers are filled up before it starts. Stock nnU-Net's loader is also asked between DualCL's steps (on a
+batch kept for that): then the loaders alone differ.
 """
 
 from __future__ import annotations

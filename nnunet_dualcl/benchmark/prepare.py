@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from nnunet_dualcl.benchmark.protocol import Protocol
 from nnunet_dualcl.benchmark.results import PREPARED_FILE
 from nnunet_dualcl.data.cases import CaseImages, list_case_images, refuse_misnamed
 from nnunet_dualcl.data.splits import Split, draw_splits, known_groups, of_groups, write_splits
+from nnunet_dualcl.dataset_conversion.one_case import hash_of
 from nnunet_dualcl.errors import DualCLError, first_few
 from nnunet_dualcl.evaluation.metrics import check_geometry, read_header
 from nnunet_dualcl.layout import IMAGES_UNLABELED, SPLITS_FILE
@@ -86,8 +86,7 @@ def _prepare(protocol: Protocol, source: Path, folder: Path) -> None:
 def _made_of(raw: Path) -> dict[str, str]:
     """All that decides what planning and preprocessing make of the labeled cases, beside the protocol."""
     files = [raw / "dataset.json", *(path for role in ("imagesTr", "labelsTr") for path in (raw / role).iterdir())]
-    digests = {f"{path.relative_to(raw)}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
-    return {"nnunetv2": version("nnunetv2"), **digests}
+    return {"nnunetv2": version("nnunetv2"), "files": hash_of(sorted(files))}
 
 
 def _plan_and_preprocess(protocol: Protocol, preprocessed: Path) -> None:

@@ -151,8 +151,7 @@ def check_groups(cases: Iterable[str], groups: Mapping[str, str]) -> None:
     Raises:
         DualCLError: naming them.
     """
-    without = sorted(case for case in set(cases) if not groups.get(case))  # a blank is no patient
-    if without:
+    if without := _without_group(cases, groups):
         raise DualCLError(
             f"No group given for {first_few(without)}. Every case, unlabeled ones too, needs one line in the "
             "groups file."
@@ -189,7 +188,11 @@ def check_patients(
 def of_unknown_patients(cases: Iterable[str], raw_dataset_folder: Path) -> list[str]:
     """Those of ``cases`` that have no line in the list of patients, sorted; none where there is no such list."""
     groups = known_groups(raw_dataset_folder)
-    return [] if groups is None else sorted(case for case in cases if not groups.get(case))
+    return [] if groups is None else _without_group(cases, groups)
+
+
+def _without_group(cases: Iterable[str], groups: Mapping[str, str]) -> list[str]:
+    return sorted(case for case in set(cases) if not groups.get(case))  # a blank is no patient
 
 
 def trained_folds(results_dataset_folder: Path) -> list[str]:

@@ -436,8 +436,9 @@ class SemiSupervisedLoss(nn.Module):
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restore prototypes saved by ``state_dict``; their width follows the saved ones."""
-        self.prototypes = state["prototypes"].to(self.prototypes.device)
-        self.present = state["present"].to(self.present.device)
+        # copies: a checkpoint may be mapped into memory, and its file be replaced
+        self.prototypes = state["prototypes"].to(self.prototypes.device, copy=True)
+        self.present = state["present"].to(self.present.device, copy=True)
 
 
 def _first(levels: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
