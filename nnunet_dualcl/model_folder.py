@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_dualcl.data.plans import check_configuration, read_json
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import is_fold
+from nnunet_dualcl.networks import has_network_b
 from nnunet_dualcl.preprocessing.record import decisive_values
 
 
@@ -66,9 +67,12 @@ def check_folds(model_folder: Path, checkpoints: Sequence[Path]) -> None:
         )
 
 
-def scored_with_both_decoders(checkpoint: Path) -> bool:
-    """Whether validation of this training averaged the decoders, which an export does not."""
-    return bool(read_checkpoint(checkpoint)["dualcl"]["config"]["prediction"] == "mean")
+def averaged(checkpoint: Path) -> Literal["decoder", "network"] | None:
+    """What validation of this training averaged two of; an export holds one. None where it has decoder A alone."""
+    content = read_checkpoint(checkpoint)
+    if content["dualcl"]["config"]["prediction"] == "a":
+        return None
+    return "network" if has_network_b(content["network_weights"]) else "decoder"
 
 
 def refuse_other_meaning(

@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-tr", default=DEFAULT_TRAINER, metavar="TRAINER", help="default: %(default)s")
     command.add_argument("-f", nargs="+", default=None, metavar="FOLD", help="default: every fold with the checkpoint")
     command.add_argument("-chk", default="checkpoint_final.pth", metavar="CHECKPOINT", help="default: %(default)s")
+    command.add_argument(
+        "--network", choices=("a", "b"), default="a", help="which one of two whole networks; default: %(default)s"
+    )
     command.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="folder, or .zip file, to make")
     command.set_defaults(run=_export)
 
@@ -286,23 +289,34 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from nnunet_dualcl.export import export_stock_model, is_archive
-    from nnunet_dualcl.model_folder import scored_with_both_decoders
+    from nnunet_dualcl.export import export_stock_model, is_archive, name_of_plans_b
+    from nnunet_dualcl.model_folder import averaged
 
     name = dataset_name(arguments.d)
     model = required_folder("nnUNet_results") / name / f"{arguments.tr}__{arguments.p}__{arguments.c}"
-    folds = export_stock_model(model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk)
+    folds = export_stock_model(
+        model, arguments.o, folds=arguments.f, checkpoint_name=arguments.chk, network=arguments.network
+    )
     numbers = " ".join(fold.removeprefix("fold_") for fold in folds)
     place, ends = shlex.quote(str(arguments.o)), f"-f {numbers} -i INPUT -o OUTPUT"
     predict = f"nnUNetv2_predict_from_modelfolder -m {place} {ends}"
     if is_archive(arguments.o):
+        plans = arguments.p if arguments.network == "a" else name_of_plans_b(arguments.p)
         predict = (
             f"nnUNetv2_install_pretrained_model_from_zip {place}, which replaces files of a stock model of that name "
-            f"there, and nnUNetv2_predict -d {name} -p {arguments.p} -c {arguments.c} {ends}"
+            f"there, and nnUNetv2_predict -d {name} -p {plans} -c {arguments.c} {ends}"
         )
     print(f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}")
-    if any(scored_with_both_decoders(model / fold / arguments.chk) for fold in folds):
-        print("It is decoder A alone; the validation scores of the source are of the mean of both.")
+    parts = {averaged(model / fold / arguments.chk) for fold in folds} - {None}
+    for part in parts:
+        alone = f"{part} {arguments.network.upper()} alone"
+        print(f"It is {alone}; the validation scores of the source are of the mean of both.")
+    if "network" in parts:
+        other = "with --network b" if arguments.network == "a" else "without --network b"
+        print(
+            f"For that mean export the other network as well, {other}, predict with both, each with "
+            "--save_probabilities and an output folder of its own, and average: nnUNetv2_ensemble -i OUTPUTS -o OUTPUT"
+        )
     return 0
 
 

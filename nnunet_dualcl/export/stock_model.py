@@ -1,4 +1,4 @@
-"""Write decoder A as a plain ``nnUNetTrainer`` model that runs where this package was never installed."""
+"""Write one of the trained networks as a plain ``nnUNetTrainer`` model, which runs without this package."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nnunetv2
 import torch
@@ -20,11 +20,14 @@ from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
 from nnunet_dualcl.model_folder import check_folds, trained_checkpoints
-from nnunet_dualcl.networks import PREFIX_B, check_layout
+from nnunet_dualcl.networks import check_layout, has_network_b, other_family, weights_of
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 _ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)
 """Of all files in an archive, the oldest that zip knows: the same model gives the same archive."""
+
+Network = Literal["a", "b"]
+"""Which one is exported: that of the plans, or the other one of two whole networks."""
 
 
 def export_stock_model(
@@ -33,8 +36,9 @@ def export_stock_model(
     *,
     folds: Sequence[int | str] | None = None,
     checkpoint_name: str = "checkpoint_final.pth",
+    network: Network = "a",
 ) -> list[str]:
-    """Copy a trained model folder, reduced to encoder and decoder A, under the stock trainer's name.
+    """Copy a trained model folder, reduced to one network that nnU-Net builds, under the stock trainer's name.
 
     The result has what nnU-Net's predictor reads and ``dualcl_provenance.json`` with trainer, versions and
     configuration of each fold. Weights are copied bit for bit. The optimizer state is left behind.
@@ -45,25 +49,27 @@ def export_stock_model(
             ``nnUNetv2_install_pretrained_model_from_zip``; must not exist.
         folds: folds to export; None means all that have the checkpoint.
         checkpoint_name: file to read in each fold's folder; always written as ``checkpoint_final.pth``.
+        network: ``a``: encoder and decoder A, the network of the plans. ``b``: of two whole networks the second one;
+            its plans differ in the architecture and have a name of their own, :func:`plans_b`.
 
     Returns:
         Names of the exported fold folders.
 
     Raises:
-        DualCLError: nothing to export, a checkpoint of another trainer or network, folds that do not go together, or
-            ``target`` exists.
+        DualCLError: nothing to export, a checkpoint of another trainer or network, no network B, folds that do not go
+            together, or ``target`` exists.
     """
     if target.exists():
         raise DualCLError(f"{target} exists. Export under a new name, or move the old one away.")
     sources = trained_checkpoints(model_folder, folds, checkpoint_name)
     check_folds(model_folder, sources)
-    place = _installed_place(model_folder) if is_archive(target) else None
+    place = _installed_place(model_folder, network) if is_archive(target) else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as partial:
         folder = Path(partial) / "model"
         provenance: dict[str, Any] = {
             "source": model_folder.name,
-            "decoder": "A",
+            "network": network.upper(),
             "nnunet_dualcl": __version__,
             "nnunetv2": getattr(nnunetv2, "__version__", None) or _version("nnunetv2"),
             "torch": torch.__version__,
@@ -71,7 +77,7 @@ def export_stock_model(
         }
         for path in sources:
             checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-            stock = stock_checkpoint(checkpoint, path)
+            stock = stock_checkpoint(checkpoint, path, network)
             fold_folder = folder / path.parent.name
             fold_folder.mkdir(parents=True)
             torch.save(stock, fold_folder / "checkpoint_final.pth")
@@ -84,6 +90,10 @@ def export_stock_model(
         for name in _MODEL_FILES:
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, folder / name)
+        if network == "b":
+            plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
+            plans = plans_b(plans, checkpoint["init_args"]["configuration"])
+            (folder / "plans.json").write_text(json.dumps(plans, indent=4) + "\n", encoding="utf-8")
         (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         if place is not None:
             _pack(folder, Path(partial) / "model.zip", place)
@@ -99,7 +109,28 @@ def is_archive(target: Path) -> bool:
     return target.suffix.lower() == ".zip"
 
 
-def _installed_place(model_folder: Path) -> Path:
+def name_of_plans_b(name: str) -> str:
+    """Network B's plans, for plans of that name: both models may lie below one nnUNet_results."""
+    return f"{name}NetworkB"
+
+
+def plans_b(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """The plans from which nnU-Net builds network B of two whole networks, where ``plans`` are those of A.
+
+    Args:
+        plans: content of ``plans.json``, left untouched.
+        configuration: the one whose architecture changes.
+    """
+    architecture = PlansManager(dict(plans)).get_configuration(configuration).configuration["architecture"]
+    of_b = {**plans["configurations"][configuration], "architecture": other_family(architecture)}
+    return {
+        **plans,
+        "plans_name": name_of_plans_b(plans["plans_name"]),
+        "configurations": {**plans["configurations"], configuration: of_b},
+    }
+
+
+def _installed_place(model_folder: Path, network: Network) -> Path:
     """Where a stock model of this dataset, plans and configuration lies below nnUNet_results."""
     folder = model_folder.absolute()
     _, separator, plans_and_configuration = folder.name.partition("__")
@@ -108,7 +139,9 @@ def _installed_place(model_folder: Path) -> Path:
             f"{model_folder}: an archive for nnU-Net says which dataset, plans and configuration it is of, so the "
             "folder must be named DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION. Export into a folder, or rename it."
         )
-    return Path(folder.parent.name) / f"{STOCK_TRAINER}__{plans_and_configuration}"
+    plans, separator, configuration = plans_and_configuration.partition("__")
+    plans = plans if network == "a" else name_of_plans_b(plans)
+    return Path(folder.parent.name) / f"{STOCK_TRAINER}__{plans}{separator}{configuration}"
 
 
 def _pack(folder: Path, archive: Path, place: Path) -> None:
@@ -121,7 +154,7 @@ def _pack(folder: Path, archive: Path, place: Path) -> None:
                 shutil.copyfileobj(source, copy)
 
 
-def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+def stock_checkpoint(checkpoint: dict[str, Any], path: Path, network: Network = "a") -> dict[str, Any]:
     """The part of a checkpoint that nnU-Net's predictor reads, with stock weights and the stock trainer's name."""
     if "dualcl" not in checkpoint:
         raise DualCLError(
@@ -130,11 +163,19 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     weights = checkpoint["network_weights"]
     check_layout(weights, path)
-    stock = {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)}
-    _check_network(stock, checkpoint["init_args"], path)
+    init_args = checkpoint["init_args"]
+    if network == "b":
+        if not has_network_b(weights):
+            raise DualCLError(
+                f"{path}: decoder B of {checkpoint['trainer_name']} interpolates, which no plans of nnU-Net describe. "
+                "Export without --network b, or train two networks with -tr DualCLTwoNetTrainer."
+            )
+        init_args = {**init_args, "plans": plans_b(init_args["plans"], init_args["configuration"])}
+    stock = weights_of(weights, network)
+    _check_network(stock, init_args, path)
     return {
         "network_weights": stock,
-        "init_args": checkpoint["init_args"],
+        "init_args": init_args,
         "trainer_name": STOCK_TRAINER,
         "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         "current_epoch": checkpoint["current_epoch"],
@@ -156,7 +197,7 @@ def _check_network(weights: dict[str, Any], init_args: dict[str, Any], path: Pat
         network.load_state_dict(weights)
     except RuntimeError:
         raise DualCLError(
-            f"{path}: encoder and decoder A are not the network that nnU-Net builds from the plans, so it could not "
+            f"{path}: encoder and decoder are not the network that nnU-Net builds from the plans, so it could not "
             "load them. Predict where this package and the trainer are installed: dualcl predict."
         ) from None
 

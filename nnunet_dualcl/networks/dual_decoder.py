@@ -31,6 +31,7 @@ class DualOutput(NamedTuple):
 
 PREFIX_B = "beside."
 """Beginning of the names, in a state dict, of whatever a stock network does not have."""
+_IN_B = f"{PREFIX_B}seg_layers."
 
 
 def check_layout(weights: Mapping[str, Any], source: object) -> None:
@@ -39,20 +40,39 @@ def check_layout(weights: Mapping[str, Any], source: object) -> None:
     Raises:
         DualCLError: naming ``source``.
     """
-    if not any(name.startswith(PREFIX_B) for name in weights):
+    of_b = {name.removeprefix(_IN_B) for name in weights if name.startswith(PREFIX_B)}
+    encoder_alone = any(name.startswith("encoder.") for name in of_b) and not has_network_b(weights)
+    if not of_b or encoder_alone:
         raise DualCLError(
-            f"{source} names the weights of the second decoder as an older version of this package did. Use that "
+            f"{source} holds the second decoder or network as an older version of this package built it. Use that "
             "version to continue, predict with or export this training."
         )
 
 
+def has_network_b(weights: Mapping[str, Any]) -> bool:
+    """Whether a state dict holds two whole networks."""
+    return any(name.startswith(f"{_IN_B}decoder.encoder.") for name in weights)
+
+
+def weights_of(weights: Mapping[str, Any], network: Literal["a", "b"]) -> dict[str, Any]:
+    """The part of a state dict that nnU-Net's own network has: encoder and decoder A, or, of two networks, B."""
+    if network == "a":
+        return {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)}
+    whole = ("encoder.", "decoder.")
+    of_b = {name.removeprefix(_IN_B): value for name, value in weights.items() if name.startswith(_IN_B)}
+    return {name: value for name, value in of_b.items() if name.startswith(whole)}
+
+
 class _BranchB(nn.Module):
-    """Decoder B, its encoder if it has one of its own, and what prediction uses of both decoders."""
+    """Decoder B, its encoder if it has one of its own, and what prediction uses of both decoders.
+
+    Of a whole network, the names are those of nnU-Net's, which has its encoder below the decoder's name as well.
+    """
 
     def __init__(self, decoder: nn.Module, encoder: nn.Module | None) -> None:
         super().__init__()
-        self.decoder = decoder
         self.encoder = encoder
+        self.decoder = decoder
         self.prediction: Prediction = "mean"
 
     def get_extra_state(self) -> dict[str, str]:
@@ -77,36 +97,28 @@ class DualDecoderUNet(nn.Module):
     which it leaves as they are. Branch B therefore lies below such a name: stock weights load into the rest.
     """
 
-    def __init__(self, unet: nn.Module, *, second_encoder: nn.Module | None = None) -> None:
-        """Take over encoder and decoder of ``unet``.
+    def __init__(self, unet: nn.Module, *, second: nn.Module | None = None) -> None:
+        """Take over encoder and decoder of ``unet``, and of ``second``.
 
         Args:
             unet: built by nnU-Net.
-            second_encoder: what decoder B reads from; None shares the encoder of ``unet``.
+            second: another one of the same outputs, as encoder and decoder B; None: decoder B is an interpolating one
+                on the encoder of ``unet``.
 
         Raises:
-            DualCLError: ``unet`` has no encoder and U-Net decoder (Primus, for one).
+            DualCLError: a network has no encoder and U-Net decoder (Primus, for one).
         """
         super().__init__()
-        encoder, decoder = getattr(unet, "encoder", None), getattr(unet, "decoder", None)
-        parts = ("stages", "transpconvs", "seg_layers")
-        if (
-            not isinstance(encoder, nn.Module)
-            or not isinstance(decoder, nn.Module)
-            or not all(hasattr(decoder, part) for part in parts)
-        ):
-            raise DualCLError(
-                f"The network {type(unet).__name__} has no U-Net decoder ({', '.join(parts)}), so a second one cannot "
-                "be built. Use plans with PlainConvUNet or ResidualEncoderUNet (nnU-Net's default and ResEnc presets)."
-            )
-        self.encoder = encoder
-        self.decoder = decoder
-        branch_b = _BranchB(build_interpolating_decoder(decoder, encoder), second_encoder)
+        self.encoder, self.decoder = _encoder_and_decoder(unet)
+        if second is None:
+            branch_b = _BranchB(build_interpolating_decoder(self.decoder, self.encoder), None)
+            initialize = getattr(unet, "initialize", None)
+            if initialize is not None:
+                branch_b.apply(initialize)
+        else:
+            encoder_b, decoder_b = _encoder_and_decoder(second)
+            branch_b = _BranchB(decoder_b, encoder_b)
         self.beside = nn.ModuleDict({"seg_layers": branch_b})
-        initialize = getattr(unet, "initialize", None)
-        if initialize is not None:
-            for part in self.parts_b():
-                part.apply(initialize)
         self.second_decoder = True
         self.decoder_checkpointing = False
         for branch in (self.decoder, self.decoder_b):
@@ -174,6 +186,21 @@ class DualDecoderUNet(nn.Module):
         if self.encoder_b is not None:
             size += self.encoder_b.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
         return size + 2 * self.decoder.compute_conv_feature_map_size(input_size)  # type: ignore[operator]
+
+
+def _encoder_and_decoder(unet: nn.Module) -> tuple[nn.Module, nn.Module]:
+    encoder, decoder = getattr(unet, "encoder", None), getattr(unet, "decoder", None)
+    parts = ("stages", "transpconvs", "seg_layers")
+    if (
+        not isinstance(encoder, nn.Module)
+        or not isinstance(decoder, nn.Module)
+        or not all(hasattr(decoder, part) for part in parts)
+    ):
+        raise DualCLError(
+            f"The network {type(unet).__name__} has no U-Net decoder ({', '.join(parts)}), so a second one cannot "
+            "be built. Use plans with PlainConvUNet or ResidualEncoderUNet (nnU-Net's default and ResEnc presets)."
+        )
+    return encoder, decoder
 
 
 def _last_layer(decoder: nn.Module) -> nn.Module:

@@ -6,14 +6,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_dualcl.networks import DualDecoderUNet, build_other_encoder
+from nnunet_dualcl.networks import DualDecoderUNet, other_family
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 
 class DualCLTwoNetTrainer(DualCLTrainer):
-    """As :class:`DualCLTrainer`, but decoder B reads from an encoder of its own: residual where nnU-Net's is plain.
+    """As :class:`DualCLTrainer`, but B is a network of its own, with a residual encoder where that of A is plain.
 
-    Takes more time and memory than a shared encoder; the export is nnU-Net's own network, as before.
+    Takes more time and memory than a shared encoder. Both are networks that nnU-Net builds, so both can be exported.
     """
 
     @staticmethod
@@ -25,7 +25,12 @@ class DualCLTwoNetTrainer(DualCLTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """nnU-Net's network and a second one; also called at inference."""
-        unet = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        configuration = configuration_manager.configuration
+        other = ConfigurationManager({**configuration, "architecture": other_family(configuration["architecture"])})
+        unet, second = (
+            nnUNetTrainer.build_network_architecture(
+                plans_manager, manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+            for manager in (configuration_manager, other)
         )
-        return DualDecoderUNet(unet, second_encoder=build_other_encoder(unet.encoder))
+        return DualDecoderUNet(unet, second=second)

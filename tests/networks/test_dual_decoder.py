@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from nnunet_dualcl.errors import DualCLError
-from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput, build_other_encoder
+from nnunet_dualcl.networks import PREFIX_B, DualDecoderUNet, DualOutput, weights_of
 from nnunet_dualcl.networks.interpolating_decoder import InterpolatingUpsample
 
 CASES = [(dimension, residual) for dimension in (2, 3) for residual in (False, True)]
@@ -71,8 +71,7 @@ def test_dropping_decoder_b_leaves_stock_weights(architecture: Any, dimension: i
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
-    weights = {k: v for k, v in network.state_dict().items() if not k.startswith(PREFIX_B)}
-    stock.load_state_dict(weights, strict=True)
+    stock.load_state_dict(weights_of(network.state_dict(), "a"), strict=True)
     network.prediction = "a"
     x = patch(dimension)
     assert torch.equal(network.eval()(x), stock.eval()(x))
@@ -90,8 +89,7 @@ def test_decoder_b_stores_no_encoder_and_upsamples_otherwise(architecture: Any) 
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_branch_b_starts_as_nnunet_starts_a_network(architecture: Any, residual: bool) -> None:
-    stock = build(architecture, 3, residual)[1]
-    network = DualDecoderUNet(stock, second_encoder=build_other_encoder(stock.encoder))
+    network = build(architecture, 3, residual)[0]
     convolutions = [module for part in network.parts_b() for module in part.modules() if isinstance(module, nn.Conv3d)]
     for convolution in convolutions:
         assert convolution.bias is None or not convolution.bias.any()
@@ -119,8 +117,8 @@ def test_a_recomputed_decoder_drops_out_the_same_features(architecture: Any) -> 
 def test_the_size_of_feature_maps_is_what_the_convolutions_put_out(
     architecture: Any, residual: bool, two_encoders: bool
 ) -> None:
-    unet = build(architecture, 3, residual)[1]
-    network = DualDecoderUNet(unet, second_encoder=build_other_encoder(unet.encoder) if two_encoders else None)
+    unet, second = build(architecture, 3, residual)[1], build(architecture, 3, not residual)[1]
+    network = DualDecoderUNet(unet, second=second if two_encoders else None)
     # interpolation counts as the transposed convolution in whose place it stands, after its own convolution
     upsamples = [module for module in network.modules() if isinstance(module, InterpolatingUpsample)]
     mixing = [upsample.conv for upsample in upsamples]
@@ -151,8 +149,8 @@ def test_evaluation_averages_logits_or_uses_a(architecture: Any, deep_supervisio
 
 @pytest.mark.parametrize("two_encoders", [False, True])
 def test_evaluation_keeps_nothing_of_decoder_a_but_its_logits(architecture: Any, two_encoders: bool) -> None:
-    unet = build(architecture, 3, False)[1]
-    network = DualDecoderUNet(unet, second_encoder=build_other_encoder(unet.encoder) if two_encoders else None).eval()
+    unet, second = build(architecture, 3, False)[1], build(architecture, 3, True)[1]
+    network = DualDecoderUNet(unet, second=second if two_encoders else None).eval()
     seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
     network.decoder.seg_layers[-1].register_forward_hook(lambda _, inputs, __: seen.append(weakref.ref(inputs[0])))

@@ -24,6 +24,7 @@ from nnunet_dualcl.data.random_stream import seed_global_streams
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.export.stock_model import stock_checkpoint
 from nnunet_dualcl.layout import CONFIG_FILE, TERM_LOG_FILE, TERM_PICTURE_FILE
+from nnunet_dualcl.networks import check_layout
 from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
@@ -417,10 +418,12 @@ def test_a_checkpoint_of_an_older_layout_is_refused(toy: Any, configure: Any, tm
         if not name.endswith("_extra_state")
     }
     torch.save(stored, path)
-    with pytest.raises(DualCLError, match=r"checkpoint_final\.pth names the weights .* as an older version"):
+    with pytest.raises(DualCLError, match=r"checkpoint_final\.pth holds the second decoder .* as an older version"):
         trainer.load_checkpoint(str(path))
     with pytest.raises(DualCLError, match="as an older version"):
         stock_checkpoint(stored, path)
+    with pytest.raises(DualCLError, match="as an older version"):  # network B had an interpolating decoder
+        check_layout({"encoder.a": 0, "beside.seg_layers.encoder.a": 0, "beside.seg_layers.decoder.b": 0}, path)
 
 
 def test_cascades_and_apples_devices_are_refused(toy: Any, configure: Any) -> None:
