@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.ensembling.ensemble import merge_files
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -114,7 +115,7 @@ def predict(
 
 
 def predict_cases(
-    model_folder: Path,
+    models: Path | Sequence[Path],
     cases: Mapping[str, Sequence[Path]],
     target: Path,
     *,
@@ -123,27 +124,40 @@ def predict_cases(
 ) -> None:
     """Predict cases with nnU-Net's predictor in this process; those already in ``target`` are kept.
 
-    Several ``folds`` are averaged, as nnU-Net does it.
+    Several ``folds`` are averaged as nnU-Net's predictor does it, several models as its ``nnUNetv2_ensemble``.
 
     Args:
-        model_folder: with ``plans.json``.
+        models: one folder with ``plans.json`` or several, of the same labels and file format.
         cases: name -> image files, one a channel.
         target: folder for ``NAME`` with the dataset's file ending; a case appears there once it is written whole.
-        folds: of the model.
+        folds: of each model.
         device: torch device type.
     """
-    dataset_json = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
+    models = [models] if isinstance(models, Path) else models
+    dataset_json = json.loads((models[0] / "dataset.json").read_text(encoding="utf-8"))
     files = {case: f"{case}{dataset_json['file_ending']}" for case in cases}
     missing = [case for case in cases if not (target / files[case]).is_file()]
     if not missing:
         return
-    predictor = _predictor(model_folder, folds, device)
+    predictors = [_predictor(model, folds, device) for model in models]
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as scratch:
         for case in missing:
             images = [str(path) for path in cases[case]]
-            # nnU-Net's "truncated" files, to which it adds the ending
-            predictor.predict_from_files_sequential([images], [os.path.join(scratch, case)])
+            # nnU-Net's "truncated" files, to which it adds the endings
+            whole = os.path.join(scratch, case)
+            parts = [whole] if len(models) == 1 else [f"{whole}_of_{number}" for number in range(len(models))]
+            for predictor, part in zip(predictors, parts, strict=True):
+                predictor.predict_from_files_sequential([images], [part], save_probabilities=len(models) > 1)
+            if len(models) > 1:
+                plans = predictors[0].plans_manager
+                merge_files(
+                    [f"{part}.npz" for part in parts],
+                    whole,
+                    dataset_json["file_ending"],
+                    plans.image_reader_writer_class(),
+                    plans.get_label_manager(dataset_json),
+                )
             os.replace(os.path.join(scratch, files[case]), target / files[case])
 
 

@@ -460,7 +460,7 @@ def test_two_whole_networks_have_what_is_stored() -> None:
     def less(arm: str, other: str) -> PairedComparison:
         return pooled_comparison({draw: (dice[arm, draw], dice[other, draw]) for draw in (0, 1)})
 
-    whole, of_one = "dualcl_two_networks", "dualcl_two_networks_exported"
+    whole, of_one = "dualcl_two_networks", "dualcl_two_networks_exported_a"
     two, exported = ([dice[arm, draw].mean() for draw in (0, 1)] for arm in (whole, of_one))
     by_draw = [interval(paired_comparison(dice[whole, draw], dice["dualcl", draw])) for draw in (0, 1)]
     page = prose("docs/benchmarks.md")

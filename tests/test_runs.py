@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.ensembling.ensemble import ensemble_folders
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -111,10 +113,48 @@ def test_the_folds_asked_for_are_averaged(tmp_path: Path, monkeypatch: pytest.Mo
         predictor, "initialize_from_trained_model_folder", lambda _, folder, folds: loaded.append((folder, folds))
     )
     monkeypatch.setattr(
-        predictor, "predict_from_files_sequential", lambda _, images, targets: Path(f"{targets[0]}.nii.gz").touch()
+        predictor,
+        "predict_from_files_sequential",
+        lambda _, images, targets, **__: Path(f"{targets[0]}.nii.gz").touch(),
     )
     predict_cases(tmp_path, {"a": [tmp_path / "a_0000.nii.gz"]}, tmp_path / "out", folds=[1, 3])
     assert loaded == [(str(tmp_path), (1, 3))]
+
+
+def test_several_models_are_averaged_as_nnunets_command_does_it(
+    toy: Any, steps: dict[str, int], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, num_epochs=1, num_iterations_per_epoch=1)
+    models = []
+    for seed in (1, 2):
+        variables = tmp_path / f"config_{seed}.yaml"
+        trained = train(toy.raw.name, "toyPlans", "nnUNetTrainer", replace(config, seed=seed), variables)
+        models.append(trained.rename(tmp_path / f"model_{seed}"))
+    unlabeled = toy.raw / "imagesUnlabeled"
+    cases = {key: [unlabeled / f"{key}_{channel:04d}.nii.gz" for channel in (0, 1)] for key in ("unl_0", "unl_1")}
+    parts = [tmp_path / f"part_{number}" for number in (0, 1)]
+    for model, part in zip(models, parts, strict=True):
+        predictor = predict_from_raw_data.nnUNetPredictor(device=torch.device("cpu"))
+        predictor.initialize_from_trained_model_folder(str(model), (0,))
+        part.mkdir()
+        for key, images in cases.items():
+            predictor.predict_from_files_sequential(
+                [list(map(str, images))], [str(part / key)], save_probabilities=True
+            )
+    shutil.copy(models[0] / "plans.json", parts[0])
+    shutil.copy(models[0] / "dataset.json", parts[0])
+    ensemble_folders(list(map(str, parts)), str(tmp_path / "theirs"), num_processes=1)
+    predict_cases(models, cases, tmp_path / "ours")
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [f"{key}.nii.gz" for key in sorted(cases)]
+    alone = []
+    for key in cases:
+        ours, theirs, *each = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{key}.nii.gz")))
+            for folder in (tmp_path / "ours", tmp_path / "theirs", *parts)
+        )
+        assert (ours == theirs).all()
+        alone += [bool((ours != other).any()) for other in each]
+    assert all(alone)  # neither model by itself says the same
 
 
 def test_a_stop_while_a_checkpoint_is_written_leaves_the_last(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nnunet_dualcl.config import PRESETS
+from nnunet_dualcl.export import Network
 from nnunet_dualcl.layout import STOCK_TRAINER
 
-Procedure = Literal["train", "twice_the_batch", "ensemble", "self_training", "labeled_only", "export"]
+Procedure = Literal["train", "twice_the_batch", "network_b", "ensemble", "self_training", "labeled_only", "export"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Arm:
         trainer: class name.
         config: settings that differ from the trainer's preset.
         labels: whether the arm sees the few labels or those of the whole pool, less its validation cases.
-        procedure: one training; one with twice the plans' batch; two of other seeds whose predictions are averaged;
-            training, labeling the unlabeled cases with it, and training anew on all of them, half of the patches from
-            labeled ones; one training whose unlabeled images are those of the labeled cases; or the export of another
-            arm's model.
+        procedure: one training; one with twice the plans' batch; one of the architecture that the second of two whole
+            networks has; two of other seeds whose predictions are averaged; training, labeling the unlabeled cases with
+            it, and training anew on all of them, half of the patches from labeled ones; one training whose unlabeled
+            images are those of the labeled cases; or the export of another arm's model.
         exports: the arm whose model is exported.
+        networks: those of it that are exported and, if both, averaged as ``nnUNetv2_ensemble`` does.
     """
 
     title: str
@@ -34,12 +36,20 @@ class Arm:
     labels: Literal["few", "all"] = "few"
     procedure: Procedure = "train"
     exports: str = ""
+    networks: Sequence[Network] = ("a",)
 
+
+_EXPORTED_NETWORKS: Sequence[tuple[str, str, Sequence[Network]]] = (
+    ("", "both, averaged", ("a", "b")),
+    ("_a", "network A alone", ("a",)),
+    ("_b", "network B alone", ("b",)),
+)
 
 ARMS: Mapping[str, Arm] = {
     "stock": Arm("stock nnU-Net", STOCK_TRAINER),
     "stock_all": Arm("stock nnU-Net, all labels", STOCK_TRAINER, labels="all"),
     "stock_twice_the_batch": Arm("stock nnU-Net, twice the batch", STOCK_TRAINER, procedure="twice_the_batch"),
+    "stock_network_b": Arm("stock nnU-Net, network B's architecture", STOCK_TRAINER, procedure="network_b"),
     "stock_ensemble": Arm("two stock nnU-Nets", STOCK_TRAINER, procedure="ensemble"),
     "self_training": Arm("stock self-training", STOCK_TRAINER, procedure="self_training"),
     "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),
@@ -60,12 +70,16 @@ ARMS: Mapping[str, Arm] = {
         labels="all",
     ),
     "dualcl_two_networks": Arm("DualCL, two networks", "DualCLTwoNetTrainer"),
-    "dualcl_two_networks_exported": Arm(
-        "DualCL, two networks, exported: network A alone",
-        "DualCLTwoNetTrainer",
-        procedure="export",
-        exports="dualcl_two_networks",
-    ),
+    **{
+        f"dualcl_two_networks_exported{end}": Arm(
+            f"DualCL, two networks, exported: {what}",
+            "DualCLTwoNetTrainer",
+            procedure="export",
+            exports="dualcl_two_networks",
+            networks=networks,
+        )
+        for end, what, networks in _EXPORTED_NETWORKS
+    },
     "dualcl_paper": Arm("DualCL, the paper's form", config=PRESETS["paper"]),
     "dualcl_minus_verification": Arm("DualCL without L_reg", config={"verification_weight": 0.0}),
     "dualcl_minus_contrastive": Arm("DualCL without L_c", config={"contrastive_weight": 0.0}),

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import alone, write_table, write_text
@@ -49,6 +49,7 @@ from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.find_trainer import find_trainer, reads_config
 from nnunet_dualcl.layout import IMAGES_UNLABELED, STOCK_TRAINER
+from nnunet_dualcl.networks import other_family
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
 
@@ -100,6 +101,11 @@ class Place:
         return own_data.Source(self.preprocessed, self.protocol.plans, self.protocol.configuration)
 
     @property
+    def planned(self) -> ConfigurationManager:
+        """What the plans say of the configuration."""
+        return self.source.manager.get_configuration(self.protocol.configuration)
+
+    @property
     def own_preprocessed(self) -> Path:
         """Place for data of the job's own."""
         return self.own / "nnUNet_preprocessed"
@@ -140,9 +146,9 @@ def run(folder: Path, job: Job, device: str) -> None:
 
 def run_job(place: Place) -> None:
     """Train, predict, evaluate; ``job.json`` comes last. Repeat the call to go on after a stop."""
-    model, folds, checkpoints = _PROCEDURES[place.arm.procedure](place)
+    models, folds, checkpoints = _PROCEDURES[place.arm.procedure](place)
     scored = place.scored
-    runs.predict_cases(model, scored, place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
+    runs.predict_cases(models, scored, place.own / PREDICTIONS_FOLDER, folds=folds, device=place.device)
     labels = dict(place.dataset_json["labels"])
     ignored = labels.pop("ignore", None)
     labels = {name: value for name, value in labels.items() if value != 0}
@@ -181,8 +187,8 @@ def run_job(place: Place) -> None:
     write_text(place.own / JOB_FILE, json.dumps(_record(place, begun, labels, cost), indent=2) + "\n")
 
 
-Trained = tuple[Path, tuple[int, ...], list[Path]]
-"""Model folder, folds to average at prediction, final checkpoints."""
+Trained = tuple[list[Path], tuple[int, ...], list[Path]]
+"""Model folders and folds to average at prediction, final checkpoints."""
 
 
 def _train(
@@ -210,7 +216,7 @@ def _train(
             configuration=protocol.configuration,
             device=place.device,
         )
-    return model, (fold,), [model / f"fold_{fold}" / "checkpoint_final.pth"]
+    return [model], (fold,), [model / f"fold_{fold}" / "checkpoint_final.pth"]
 
 
 @contextmanager
@@ -254,18 +260,27 @@ def _of_processes(place: Place) -> dict[str, Any]:
 
 def _twice_the_batch(place: Place) -> Trained:
     """Train with as many patches a step as a training that adds an unlabeled half."""
-    own_data.with_twice_the_batch(place.source, place.own_preprocessed, place.split)
+    return _with_changed_plans(place, batch_size=2 * place.planned.batch_size)
+
+
+def _network_b(place: Place) -> Trained:
+    """Train the architecture of the second of two whole networks."""
+    return _with_changed_plans(place, architecture=other_family(place.planned.configuration["architecture"]))
+
+
+def _with_changed_plans(place: Place, **changes: Any) -> Trained:
+    own_data.with_changed_plans(place.source, place.own_preprocessed, place.split, **changes)
     return _train(place, fold=0, preprocessed=place.own_preprocessed)
 
 
 def _ensemble(place: Place) -> Trained:
     """Two trainings side by side as two folds of one model, which nnU-Net's predictor averages."""
-    first, (fold,), first_checkpoint = _train(place)
+    (first,), (fold,), first_checkpoint = _train(place)
     _, _, second_checkpoint = _train(place, at="second_model", seed=_SECOND_SEED)
     other = fold + 1
     (first / f"fold_{other}").mkdir(exist_ok=True)
     shutil.copyfile(second_checkpoint[0], first / f"fold_{other}" / "checkpoint_final.pth")
-    return first, (fold, other), [*first_checkpoint, *second_checkpoint]
+    return [first], (fold, other), [*first_checkpoint, *second_checkpoint]
 
 
 def _self_training(place: Place) -> Trained:
@@ -279,8 +294,8 @@ def _self_training(place: Place) -> Trained:
     runs.predict_cases(first, pool, labels, folds=(fold,), device=place.device)
     pseudo = {case: (files, labels / f"{case}{ending}") for case, files in pool.items()}
     own_data.with_pseudo_labels(place.source, place.own_preprocessed, split, pseudo, place.dataset_json)
-    model, folds, checkpoint = _train(place, fold=0, preprocessed=place.own_preprocessed)
-    return model, folds, [*first_checkpoint, *checkpoint]
+    models, folds, checkpoint = _train(place, fold=0, preprocessed=place.own_preprocessed)
+    return models, folds, [*first_checkpoint, *checkpoint]
 
 
 def _labeled_only(place: Place) -> Trained:
@@ -290,7 +305,7 @@ def _labeled_only(place: Place) -> Trained:
 
 
 def _export(place: Place) -> Trained:
-    """The stock model that ``dualcl export`` makes of the other arm's job, which is run first unless it is finished."""
+    """What ``dualcl export`` makes of the other arm's job, which is run first unless it is finished."""
     source = _exported(place)
     run(source.folder, source.job, source.device)
     fold = source.protocol.fold(source.job)
@@ -300,10 +315,12 @@ def _export(place: Place) -> Trained:
             f"{source.own} is finished, but its model is not there (copied without weights?), so nothing can be "
             "exported. Delete that folder to train again, or leave this arm out."
         )
-    model = place.own / "model" / "exported"
-    if not model.exists():
-        export_stock_model(checkpoints[0].parent.parent, model, folds=(fold,))
-    return model, (fold,), checkpoints
+    models = []
+    for network in place.arm.networks:
+        models.append(place.own / "model" / f"network_{network}")
+        if not models[-1].exists():
+            export_stock_model(checkpoints[0].parent.parent, models[-1], folds=(fold,), network=network)
+    return models, (fold,), checkpoints
 
 
 def _exported(place: Place) -> Place:
@@ -313,6 +330,7 @@ def _exported(place: Place) -> Place:
 _PROCEDURES: Mapping[Procedure, Callable[[Place], Trained]] = {
     "train": _train,
     "twice_the_batch": _twice_the_batch,
+    "network_b": _network_b,
     "ensemble": _ensemble,
     "self_training": _self_training,
     "labeled_only": _labeled_only,
@@ -338,8 +356,7 @@ def _peak_memory(device: str) -> float:
 def _batch_size(place: Place) -> int:
     """Labeled and unlabeled patches a step."""
     protocol, arm = place.protocol, place.arm
-    plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
-    planned: int = plans.get_configuration(protocol.configuration).batch_size
+    planned: int = place.planned.batch_size
     if arm.procedure == "twice_the_batch":
         return 2 * planned
     config = protocol.training_config(arm, draw=place.job.draw)

@@ -93,10 +93,10 @@ def _plan_and_preprocess(protocol: Protocol, preprocessed: Path) -> None:
     """The labeled cases, as nnU-Net does it."""
     extract_fingerprints([protocol.dataset_id], num_processes=_PROCESSES, check_dataset_integrity=True)
     with variable("nnUNet_n_proc_DA", "1"):  # the planner takes it for torch's number of threads, and 0 is none
-        plan_experiments([protocol.dataset_id])
+        plan_experiments([protocol.dataset_id], protocol.planner)
     if protocol.small_plans:
         options = {**protocol.small_plans, "configuration": protocol.configuration}
-        write_small_plans(preprocessed, "nnUNetPlans", protocol.plans, **options)
+        write_small_plans(preprocessed, protocol.planned, protocol.plans, **options)
     preprocess([protocol.dataset_id], protocol.plans, [protocol.configuration], [_PROCESSES])
 
 

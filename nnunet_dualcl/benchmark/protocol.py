@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
 from nnunet_dualcl.benchmark.results import ALL_LABELED
@@ -66,6 +70,8 @@ class Protocol:
     seed: int = 0
     steps_per_epoch: int = 250
     configuration: str = "3d_fullres"
+    planner: str = "ExperimentPlanner"
+    """Class name of one of nnU-Net's planners: ``nnUNetPlannerResEncM`` plans networks with a residual encoder."""
     small_plans: Mapping[str, Any] = field(default_factory=dict)
     """Options of :func:`nnunet_dualcl.small_plans.small_plans`; empty means nnU-Net's own plans."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -136,6 +142,8 @@ class Protocol:
         tolerance = self.tolerance_mm
         require(isinstance(tolerance, int | float) and tolerance >= 0, "tolerance_mm", "0 or more")
         require(self.configuration in CONFIGURATIONS, "configuration", f"one of {', '.join(CONFIGURATIONS)}")
+        require(isinstance(self.planner, str), "planner", "the class name of one of nnU-Net's planners")
+        self.planned  # noqa: B018  # an unknown planner shows now
         unknown = sorted(set(self.baselines) - set(ARMS) - set(self.variants))
         require(not unknown, "baselines", f"arms, among which are no {', '.join(unknown)}")
         if self.small_plans:
@@ -191,7 +199,20 @@ class Protocol:
     @property
     def plans(self) -> str:
         """Name of the plans that every arm uses."""
-        return "benchmarkPlans" if self.small_plans else "nnUNetPlans"
+        return "benchmarkPlans" if self.small_plans else self.planned
+
+    @property
+    def planned(self) -> str:
+        """Name that the planner gives its plans."""
+        planner = recursive_find_python_class(
+            str(Path(nnunetv2.__path__[0]) / "experiment_planning"), self.planner, "nnunetv2.experiment_planning"
+        )
+        if planner is None:
+            raise DualCLError(
+                f"planner: nnU-Net has no {self.planner}. It has ExperimentPlanner and nnUNetPlannerResEncM, L and XL."
+            )
+        name: str = inspect.signature(planner).parameters["plans_name"].default
+        return name
 
     @property
     def scored_role(self) -> str:

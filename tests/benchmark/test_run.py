@@ -41,8 +41,10 @@ PROTOCOL: dict[str, Any] = {
     "steps_per_epoch": 2,
     "test_cases": 2,
     "validation_cases": 1,
-    "arms": {"stock": 1, "stock_all": 1, "stock_twice_the_batch": 1, "stock_ensemble": 1, "self_training": 1}
-    | {"dualcl_exported": 1, "dualcl": 1, "dualcl_labeled_only": 1},
+    "arms": {"stock": 1, "stock_all": 1, "stock_twice_the_batch": 1, "stock_network_b": 1, "stock_ensemble": 1}
+    | {"self_training": 1}
+    | {"dualcl_exported": 1, "dualcl": 1, "dualcl_labeled_only": 1}
+    | {"dualcl_two_networks": 1, "dualcl_two_networks_exported": 1},
     "small_plans": {"patch_size": [8, 16, 16], "features": [3, 4, 5], "spacing_mm": [5.0, 3.0, 3.0]},
     "config": {"contrastive_samples": 32, "mirroring": False},
 }
@@ -118,8 +120,8 @@ def test_a_benchmark_from_scans_to_report_and_again(
         assert set(split["test"]) == test
         assert not test & set(split["train"] + split["val"] + split["unlabeled"])
         assert record["wall_seconds"] > 0
-        trainer = "DualCLTrainer" if record["arm"].startswith("dualcl") else "nnUNetTrainerNoMirroring"
-        assert record["trainer"] == trainer
+        ours = "DualCLTwoNetTrainer" if "two_networks" in record["arm"] else "DualCLTrainer"
+        assert record["trainer"] == (ours if record["arm"].startswith("dualcl") else "nnUNetTrainerNoMirroring")
     few, everything = (set(records[name]["split"]["train"]) for name in ("stock_2_0", "stock_all_all_0"))
     assert (len(few), len(everything)) == (2, 3)
     assert few < everything
@@ -128,10 +130,13 @@ def test_a_benchmark_from_scans_to_report_and_again(
     assert records[exported.name] | {key: trained[key] for key in ("name", "arm", "title", "command", "started")} == (
         trained | {"trained_by": "dualcl_2_0"}
     )
-    weights = torch.load(exported / "model" / "exported" / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    weights = torch.load(exported / "model" / "network_a" / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert weights["trainer_name"] == "nnUNetTrainer"
     assert not any(name.startswith("beside") for name in weights["network_weights"])
     assert finished_seconds(out, exported.name) == 0
+    both = out / "jobs" / "dualcl_two_networks_exported_2_0" / "model"
+    plans = [json.loads((both / name / "plans.json").read_text())["plans_name"] for name in ("network_a", "network_b")]
+    assert plans == ["benchmarkPlans", "benchmarkPlansNetworkB"]
     # the second training of self-training sees labels that its first one gave, and no others
     own = out / "jobs" / "self_training_2_0"
     (again,) = json.loads((own / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
@@ -164,15 +169,18 @@ def test_a_benchmark_from_scans_to_report_and_again(
     labeled = unlabeled.with_name(unlabeled.name.removesuffix("_unlabeled"))
     for case in few:
         assert (unlabeled / f"{case}_again.b2nd").read_bytes() == (labeled / f"{case}.b2nd").read_bytes()
-    # twice the batch is in the plans of that job alone
-    batches = {
-        arm: torch.load(checkpoint, weights_only=False)["init_args"]["plans"]["configurations"]["3d_fullres"][
-            "batch_size"
-        ]
-        for arm in ("stock", "stock_twice_the_batch")
+    # what is changed is in the plans of that job alone
+    plans = {
+        arm: torch.load(checkpoint, weights_only=False)["init_args"]["plans"]["configurations"]["3d_fullres"]
+        for arm in ("stock", "stock_twice_the_batch", "stock_network_b")
         for checkpoint in (out / "jobs" / f"{arm}_2_0").glob("model/*/*/fold_*/checkpoint_final.pth")
     }
-    assert batches == {"stock": 2, "stock_twice_the_batch": 4}
+    batches = {arm: plan["batch_size"] for arm, plan in plans.items()}
+    assert batches == {"stock": 2, "stock_twice_the_batch": 4, "stock_network_b": 2}
+    architectures = {arm: plan["architecture"]["network_class_name"].split(".")[-1] for arm, plan in plans.items()}
+    assert architectures == dict.fromkeys(("stock", "stock_twice_the_batch"), "PlainConvUNet") | {
+        "stock_network_b": "ResidualEncoderUNet"
+    }
     for arm, batch in batches.items():  # two steps; the seconds are rounded to tenths
         record = records[f"{arm}_2_0"]
         assert 2 * batch / record["samples_per_second"] == pytest.approx(record["wall_seconds"], abs=0.06)
@@ -257,7 +265,7 @@ def test_a_job_in_a_process_of_its_own_and_a_failure_that_stops_nothing(
         run_benchmark(write(tmp_path, steps=4), source, out, device="cpu")
 
 
-def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: None) -> None:
+def test_the_decathlons_layout_is_read_and_planned_as_asked(source: Path, tmp_path: Path, one_core: None) -> None:
     from nnunet_dualcl.benchmark.prepare import prepare
 
     task = tmp_path / "Task01_Other"
@@ -275,7 +283,7 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
     }  # fmt: skip
     (task / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     chosen = [names[1].removesuffix(".nii.gz"), names[4].removesuffix(".nii.gz")]
-    protocol = Protocol.from_yaml(write(tmp_path, test_cases=chosen))
+    protocol = Protocol.from_yaml(write(tmp_path, test_cases=chosen, planner="nnUNetPlannerResEncM"))
     out = tmp_path / "out"
     with nnunet_folders(out, results=out / "unused"):
         prepare(protocol, task, out)
@@ -286,6 +294,10 @@ def test_the_decathlons_layout_is_read(source: Path, tmp_path: Path, one_core: N
     ours = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
     theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(task / "imagesTr" / case.name.replace("_0000", ""))))
     assert np.array_equal(ours, theirs)
+    plans = json.loads((out / "nnUNet_preprocessed" / raw.name / "benchmarkPlans.json").read_text(encoding="utf-8"))
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    assert architecture["network_class_name"].endswith(".ResidualEncoderUNet")
+    assert architecture["arch_kwargs"]["n_blocks_per_stage"] == [1, 1, 1]
 
 
 def test_an_interrupted_preparation_goes_on_unless_the_labeled_cases_changed(
