@@ -269,6 +269,22 @@ def test_what_quantiles_leave_out_stands_in_the_result_files() -> None:
         assert interval(less) in page
 
 
+def test_two_networks_alone_and_together_are_those_of_the_result_file() -> None:
+    rows = json.loads(read("benchmarks/results/hippocampus_two_networks.json"))["rows"]
+    assert {len(row["dice_per_case"]) for row in rows} == {145}
+    for row in rows:
+        cases = row["dice_per_case"].values()
+        assert sum(map(sum, cases)) / (2 * len(cases)) == pytest.approx(row["mean_dice"], abs=1e-4)
+    by_part = {(row["training"], row["draw"], row["part"]): f"{row['mean_dice']:.4f}" for row in rows}
+    page = prose("docs/settings_tried.md")
+    for name, draw, said in (
+        ("DualCL, two networks", 1, "network A has {a}, B {b} and their mean {mean};"),
+        ("DualCL, two networks, B with transposed convolutions", 0, "in B, on draw 0, {a}, {b} and {mean};"),
+        ("DualCL, two networks of nnU-Net's architecture", 1, "of the plans, on draw 1, {a}, {b} and {mean}."),
+    ):
+        assert said.format(**{part: by_part[name, draw, part] for part in ("a", "b", "mean")}) in page
+
+
 def test_outline_and_parts_are_those_of_the_result_file() -> None:
     rows = json.loads(read("benchmarks/results/hippocampus_outline.json"))["rows"]
     for row in rows:

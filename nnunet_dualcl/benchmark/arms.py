@@ -10,7 +10,7 @@ from nnunet_dualcl.config import PRESETS
 from nnunet_dualcl.export import Network
 from nnunet_dualcl.layout import STOCK_TRAINER
 
-Procedure = Literal["train", "twice_the_batch", "network_b", "ensemble", "self_training", "labeled_only", "export"]
+Procedure = Literal["train", "twice_the_batch", "ensemble", "self_training", "labeled_only", "export"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Arm:
         trainer: class name.
         config: settings that differ from the trainer's preset.
         labels: whether the arm sees the few labels or those of the whole pool, less its validation cases.
-        procedure: one training; one with twice the plans' batch; one of the architecture that the second of two whole
-            networks has; two of other seeds whose predictions are averaged; training, labeling the unlabeled cases with
-            it, and training anew on all of them, half of the patches from labeled ones; one training whose unlabeled
-            images are those of the labeled cases; or the export of another arm's model.
+        procedure: one training; one with twice the plans' batch; two of other seeds whose predictions are averaged;
+            training, labeling the unlabeled cases with it, and training anew on all of them, half of the patches from
+            labeled ones; one training whose unlabeled images are those of the labeled cases; or the export of another
+            arm's model.
         exports: the arm whose model is exported.
         networks: those of it that are exported and, if both, averaged as ``nnUNetv2_ensemble`` does.
     """
@@ -49,7 +49,6 @@ ARMS: Mapping[str, Arm] = {
     "stock": Arm("stock nnU-Net", STOCK_TRAINER),
     "stock_all": Arm("stock nnU-Net, all labels", STOCK_TRAINER, labels="all"),
     "stock_twice_the_batch": Arm("stock nnU-Net, twice the batch", STOCK_TRAINER, procedure="twice_the_batch"),
-    "stock_network_b": Arm("stock nnU-Net, network B's architecture", STOCK_TRAINER, procedure="network_b"),
     "stock_ensemble": Arm("two stock nnU-Nets", STOCK_TRAINER, procedure="ensemble"),
     "self_training": Arm("stock self-training", STOCK_TRAINER, procedure="self_training"),
     "dual_decoder": Arm("two decoders, no unlabeled term", config=PRESETS["supervised"]),

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dualcl import runs
 from nnunet_dualcl.atomic import alone, write_table, write_text
@@ -49,7 +49,6 @@ from nnunet_dualcl.evaluation.metrics import evaluate_folder
 from nnunet_dualcl.export import export_stock_model
 from nnunet_dualcl.find_trainer import find_trainer, reads_config
 from nnunet_dualcl.layout import IMAGES_UNLABELED, STOCK_TRAINER
-from nnunet_dualcl.networks import other_family
 from nnunet_dualcl.provenance import source_commit
 from nnunet_dualcl.training.environment import nnunet_folders, variables
 
@@ -99,11 +98,6 @@ class Place:
     def source(self) -> own_data.Source:
         """What data of the job's own are made of."""
         return own_data.Source(self.preprocessed, self.protocol.plans, self.protocol.configuration)
-
-    @property
-    def planned(self) -> ConfigurationManager:
-        """What the plans say of the configuration."""
-        return self.source.manager.get_configuration(self.protocol.configuration)
 
     @property
     def own_preprocessed(self) -> Path:
@@ -260,16 +254,7 @@ def _of_processes(place: Place) -> dict[str, Any]:
 
 def _twice_the_batch(place: Place) -> Trained:
     """Train with as many patches a step as a training that adds an unlabeled half."""
-    return _with_changed_plans(place, batch_size=2 * place.planned.batch_size)
-
-
-def _network_b(place: Place) -> Trained:
-    """Train the architecture of the second of two whole networks."""
-    return _with_changed_plans(place, architecture=other_family(place.planned.configuration["architecture"]))
-
-
-def _with_changed_plans(place: Place, **changes: Any) -> Trained:
-    own_data.with_changed_plans(place.source, place.own_preprocessed, place.split, **changes)
+    own_data.with_twice_the_batch(place.source, place.own_preprocessed, place.split)
     return _train(place, fold=0, preprocessed=place.own_preprocessed)
 
 
@@ -330,7 +315,6 @@ def _exported(place: Place) -> Place:
 _PROCEDURES: Mapping[Procedure, Callable[[Place], Trained]] = {
     "train": _train,
     "twice_the_batch": _twice_the_batch,
-    "network_b": _network_b,
     "ensemble": _ensemble,
     "self_training": _self_training,
     "labeled_only": _labeled_only,
@@ -356,7 +340,8 @@ def _peak_memory(device: str) -> float:
 def _batch_size(place: Place) -> int:
     """Labeled and unlabeled patches a step."""
     protocol, arm = place.protocol, place.arm
-    planned: int = place.planned.batch_size
+    plans = PlansManager(str(place.preprocessed / f"{protocol.plans}.json"))
+    planned: int = plans.get_configuration(protocol.configuration).batch_size
     if arm.procedure == "twice_the_batch":
         return 2 * planned
     config = protocol.training_config(arm, draw=place.job.draw)

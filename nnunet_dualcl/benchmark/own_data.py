@@ -44,11 +44,11 @@ class Source:
         return PlansManager(str(self.folder / f"{self.plans}.json"))
 
 
-def with_changed_plans(source: Source, ours: Path, split: Mapping[str, list[str]], **changes: Any) -> None:
-    """Fold 0 of ``ours`` has the same cases, and plans whose configuration has these values in the place of its own."""
-    target, _ = _begun(source, ours, split)
+def with_twice_the_batch(source: Source, ours: Path, split: Mapping[str, list[str]]) -> None:
+    """Fold 0 of ``ours`` has the same cases, and plans whose batch is twice as large."""
+    target, configuration = _begun(source, ours, split)
     plans = source.manager.plans
-    plans["configurations"][source.configuration] |= changes
+    plans["configurations"][source.configuration]["batch_size"] = 2 * configuration.batch_size
     write_text(target / f"{source.plans}.json", json.dumps(plans, indent=2) + "\n")
     fold: Split = {"train": split["train"], "val": split["val"]}
     write_splits(target / SPLITS_FILE, [fold], force=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,18 +48,22 @@ class OwnTrainer(DualCLTrainer):
 """
 
 
-def test_patches_a_step_follow_the_trainers_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_a_step_follow_the_trainers_own_configuration(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_other_terms = {"arm": "dual_decoder", "trainer": "OwnTrainer"}
     variants = {"mine": no_other_terms, "off": {**no_other_terms, "config": {"own_weight": 0.0}},
                 "plain": {"arm": "dualcl", "trainer": "nnUNetTrainerNoMirroring"}}  # fmt: skip
     protocol = Protocol.from_yaml(write(tmp_path, variants=variants, arms=dict.fromkeys([*variants, "dualcl"], 1)))
     (tmp_path / "OwnTrainer.py").write_text(OWN_TRAINER, encoding="utf-8")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    shutil.copy(toy.preprocessed / "toyPlans.json", tmp_path / "benchmarkPlans.json")
+    planned = toy.plans()["configurations"]["3d_fullres"]["batch_size"]
     for arm, times in {"mine": 2, "off": 1, "plain": 1, "dualcl": 2}.items():
         place: Any = SimpleNamespace(
-            protocol=protocol, arm=protocol.arm(arm), job=Job(arm, 2, 0), planned=SimpleNamespace(batch_size=3)
+            protocol=protocol, arm=protocol.arm(arm), job=Job(arm, 2, 0), preprocessed=tmp_path
         )
-        assert _batch_size(place) == times * 3, arm
+        assert _batch_size(place) == times * planned, arm
 
 
 @pytest.mark.slow
