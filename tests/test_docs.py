@@ -485,9 +485,18 @@ def test_two_whole_networks_have_what_is_stored() -> None:
         f": {interval(less(whole, 'dualcl'), sign='')} above DualCL, by draw {by_draw[0]} and {by_draw[1]}, and "
         in page
     )
-    assert f"and {interval(less(whole, 'stock'), sign='')} above stock nnU-Net. It is a gain of averaging" in page
+    assert f"and {interval(less(whole, 'stock'), sign='')} above stock nnU-Net. Not all of that" in page
+    residual = stored_cases("hippocampus_resenc_cpu", 5).groupby(["arm", "draw", "case"])["dice"].mean()["stock"]
+    above = pooled_comparison({draw: (dice[whole, draw], residual[draw]) for draw in (0, 1)})
+    with_that_encoder = [residual[draw].mean() for draw in (0, 1)]
+    gain = pooled_comparison({draw: (residual[draw], dice["stock", draw]) for draw in (0, 1)})
+    assert f"is {interval(gain, sign='')} above itself with the plain one" in page
+    by_itself = [residual[draw].mean() - dice["stock", draw].mean() for draw in (0, 1)]
+    assert abs(by_itself[0]) < 0.0005
+    assert f"by {by_itself[1]:.4f} in draw 1" in page
+    assert "has {:.4f} and {:.4f}, so they are {} above it".format(*with_that_encoder, interval(above, sign="")) in page
     of_exports = interval(less(of_one, "dualcl_exported"), sign="")
-    assert "it has {:.4f} and {:.4f}, {} above DualCL's export".format(*exported, of_exports) in page
+    assert "network A alone has {:.4f} and {:.4f}, {} above DualCL's export".format(*exported, of_exports) in page
     assert less(whole, "stock").mean_difference > 0.03
 
 

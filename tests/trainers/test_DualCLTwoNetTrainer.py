@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ from nnunet_dualcl.trainers.DualCLTrainer import DualCLTrainer
 from nnunet_dualcl.trainers.DualCLTwoNetTrainer import DualCLTwoNetTrainer
 
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "contrastive_samples": 64}
+
+
+@pytest.fixture
+def untrained_model(toy: Any, configure: Any) -> Callable[[Any], Path]:
+    """The folder of a trainer's model that has not trained."""
+
+    def save(trainer_class: Any) -> Path:
+        configure(**SHORT)
+        trainer = toy.trainer(trainer_class)
+        trainer.initialize()
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+        folder = Path(trainer.output_folder_base)
+        for name, content in (("plans.json", toy.plans()), ("dataset.json", trainer.dataset_json)):
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        return folder
+
+    return save
 
 
 def test_it_differs_in_the_network_alone() -> None:
@@ -58,14 +76,9 @@ def test_it_trains_both_networks_and_exports_each(
 
 
 def test_archives_of_both_networks_lie_side_by_side_where_they_are_installed(
-    toy: Any, configure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: Any, untrained_model: Callable[[Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure(**SHORT)
-    trainer = toy.trainer(DualCLTwoNetTrainer)
-    trainer.initialize()
-    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    for name, content in (("plans.json", toy.plans()), ("dataset.json", trainer.dataset_json)):
-        (Path(trainer.output_folder_base) / name).write_text(json.dumps(content), encoding="utf-8")
+    untrained_model(DualCLTwoNetTrainer)
     command = ["export", "-d", "777", "-p", "toyPlans", "-tr", "DualCLTwoNetTrainer"]
     for network in "ab":
         assert main([*command, "--network", network, "-o", str(tmp_path / f"{network}.zip")]) == 0
@@ -85,13 +98,8 @@ def test_archives_of_both_networks_lie_side_by_side_where_they_are_installed(
     assert changed == {"architecture"}
 
 
-def test_there_is_no_network_b_in_two_decoders(toy: Any, configure: Any, tmp_path: Path) -> None:
-    configure(**SHORT)
-    trainer = toy.trainer(DualCLTrainer)
-    trainer.initialize()
-    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    for name, content in (("plans.json", toy.plans()), ("dataset.json", trainer.dataset_json)):
-        (Path(trainer.output_folder_base) / name).write_text(json.dumps(content), encoding="utf-8")
+def test_there_is_no_network_b_in_two_decoders(untrained_model: Callable[[Any], Path], tmp_path: Path) -> None:
+    model = untrained_model(DualCLTrainer)
     with pytest.raises(DualCLError, match=r"decoder B of DualCLTrainer interpolates.* -tr DualCLTwoNetTrainer"):
-        export_stock_model(Path(trainer.output_folder_base), tmp_path / "b", network="b")
+        export_stock_model(model, tmp_path / "b", network="b")
     assert not (tmp_path / "b").exists()
