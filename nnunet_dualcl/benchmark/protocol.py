@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nnunetv2
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_dualcl.benchmark.arms import ARMS, Arm
@@ -207,7 +208,7 @@ class Protocol:
         planner = recursive_find_python_class(
             str(Path(nnunetv2.__path__[0]) / "experiment_planning"), self.planner, "nnunetv2.experiment_planning"
         )
-        if planner is None:
+        if not (isinstance(planner, type) and issubclass(planner, ExperimentPlanner)):
             raise DualCLError(
                 f"planner: nnU-Net has no {self.planner}. It has ExperimentPlanner and nnUNetPlannerResEncM, L and XL."
             )

@@ -174,6 +174,7 @@ def test_an_ablation_lacks_its_term_and_nothing_else(tmp_path: Path) -> None:
         ({"tolerance_mm": -1}, "tolerance_mm must be 0 or more"),
         ({"configuration": "3d_fulres"}, "configuration must be one of 3d_fullres, 3d_lowres, 2d"),
         ({"planner": "ResEncM"}, "planner: nnU-Net has no ResEncM. It has ExperimentPlanner and nnUNetPlannerResEncM"),
+        ({"planner": "PlansManager"}, "planner: nnU-Net has no PlansManager"),
         ({"planner": 3}, "planner must be the class name of one of nnU-Net's planners; got 3"),
         ({"baselines": ["stok"]}, "baselines must be arms, among which are no stok"),
         ({"config": {"num_epochs": 3}}, "config must be without num_epochs, which steps"),
