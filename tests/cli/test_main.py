@@ -459,10 +459,10 @@ def test_export_finds_the_model_by_nnunets_names(
         return ["fold_0", "fold_1"]
 
     monkeypatch.setattr("nnunet_dualcl.export.export_stock_model", export)
-    monkeypatch.setattr("nnunet_dualcl.model_folder.scored_with_both_decoders", lambda checkpoint: False)
+    monkeypatch.setattr("nnunet_dualcl.model_folder.averaged", lambda checkpoint: None)
     assert main(["export", "-d", "321", "-p", "myPlans", "-f", "0", "1", "-o", "stock"]) == 0
     model = folders / "nnUNet_results" / NAME / "DualCLTrainer__myPlans__3d_fullres"
-    options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth"}
+    options = {"folds": ["0", "1"], "checkpoint_name": "checkpoint_final.pth", "network": "a"}
     assert calls == [((model, Path("stock")), options)]
     assert "nnUNetv2_predict_from_modelfolder -m stock -f 0 1 -i INPUT -o OUTPUT" in capsys.readouterr().out
     assert main(["export", "-d", "321", "-p", "myPlans", "-o", "a model.zip"]) == 0
