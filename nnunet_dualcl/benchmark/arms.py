@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nnunet_dualcl.config import PRESETS
-from nnunet_dualcl.export import Network
 from nnunet_dualcl.layout import STOCK_TRAINER
+from nnunet_dualcl.networks import Network
 
 Procedure = Literal["train", "twice_the_batch", "ensemble", "self_training", "labeled_only", "export"]
 
@@ -39,11 +39,15 @@ class Arm:
     networks: Sequence[Network] = ("a",)
 
 
-_EXPORTED_NETWORKS: Sequence[tuple[str, str, Sequence[Network]]] = (
-    ("", "both, averaged", ("a", "b")),
-    ("_a", "network A alone", ("a",)),
-    ("_b", "network B alone", ("b",)),
-)
+def _of_two_networks(what: str, *networks: Network) -> Arm:
+    return Arm(
+        f"DualCL, two networks, exported: {what}",
+        "DualCLTwoNetTrainer",
+        procedure="export",
+        exports="dualcl_two_networks",
+        networks=networks,
+    )
+
 
 ARMS: Mapping[str, Arm] = {
     "stock": Arm("stock nnU-Net", STOCK_TRAINER),
@@ -69,16 +73,9 @@ ARMS: Mapping[str, Arm] = {
         labels="all",
     ),
     "dualcl_two_networks": Arm("DualCL, two networks", "DualCLTwoNetTrainer"),
-    **{
-        f"dualcl_two_networks_exported{end}": Arm(
-            f"DualCL, two networks, exported: {what}",
-            "DualCLTwoNetTrainer",
-            procedure="export",
-            exports="dualcl_two_networks",
-            networks=networks,
-        )
-        for end, what, networks in _EXPORTED_NETWORKS
-    },
+    "dualcl_two_networks_exported": _of_two_networks("both, averaged", "a", "b"),
+    "dualcl_two_networks_exported_a": _of_two_networks("network A alone", "a"),
+    "dualcl_two_networks_exported_b": _of_two_networks("network B alone", "b"),
     "dualcl_paper": Arm("DualCL, the paper's form", config=PRESETS["paper"]),
     "dualcl_minus_verification": Arm("DualCL without L_reg", config={"verification_weight": 0.0}),
     "dualcl_minus_contrastive": Arm("DualCL without L_c", config={"contrastive_weight": 0.0}),

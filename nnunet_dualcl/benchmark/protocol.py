@@ -144,7 +144,7 @@ class Protocol:
         require(isinstance(tolerance, int | float) and tolerance >= 0, "tolerance_mm", "0 or more")
         require(self.configuration in CONFIGURATIONS, "configuration", f"one of {', '.join(CONFIGURATIONS)}")
         require(isinstance(self.planner, str), "planner", "the class name of one of nnU-Net's planners")
-        self.planned  # noqa: B018  # an unknown planner shows now
+        _name_of_plans(self.planner)  # an unknown planner shows now
         unknown = sorted(set(self.baselines) - set(ARMS) - set(self.variants))
         require(not unknown, "baselines", f"arms, among which are no {', '.join(unknown)}")
         if self.small_plans:
@@ -205,15 +205,7 @@ class Protocol:
     @property
     def planned(self) -> str:
         """Name that the planner gives its plans."""
-        planner = recursive_find_python_class(
-            str(Path(nnunetv2.__path__[0]) / "experiment_planning"), self.planner, "nnunetv2.experiment_planning"
-        )
-        if not (isinstance(planner, type) and issubclass(planner, ExperimentPlanner)):
-            raise DualCLError(
-                f"planner: nnU-Net has no {self.planner}. It has ExperimentPlanner and nnUNetPlannerResEncM, L and XL."
-            )
-        name: str = inspect.signature(planner).parameters["plans_name"].default
-        return name
+        return _name_of_plans(self.planner)
 
     @property
     def scored_role(self) -> str:
@@ -279,6 +271,18 @@ def _shared_config(protocol: Protocol, *, draw: int) -> dict[str, int]:
         "num_val_iterations_per_epoch": 5,
         "seed": protocol.seed + draw,
     }
+
+
+def _name_of_plans(planner: str) -> str:
+    found = recursive_find_python_class(
+        str(Path(nnunetv2.__path__[0]) / "experiment_planning"), planner, "nnunetv2.experiment_planning"
+    )
+    if not (isinstance(found, type) and issubclass(found, ExperimentPlanner)):
+        raise DualCLError(
+            f"planner: nnU-Net has no {planner}. It has ExperimentPlanner and nnUNetPlannerResEncM, L and XL."
+        )
+    name: str = inspect.signature(found).parameters["plans_name"].default
+    return name
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -307,11 +307,11 @@ def _export(arguments: argparse.Namespace) -> int:
             f"there, and nnUNetv2_predict -d {name} -p {plans} -c {arguments.c} {ends}"
         )
     print(f"{arguments.o}: {', '.join(folds)}. Predict anywhere with: {predict}")
-    parts = {averaged(model / fold / arguments.chk) for fold in folds} - {None}
-    for part in parts:
+    part = next(filter(None, (averaged(model / fold / arguments.chk) for fold in folds)), None)
+    if part is not None:
         alone = f"{part} {arguments.network.upper()} alone"
         print(f"It is {alone}; the validation scores of the source are of the mean of both.")
-    if "network" in parts:
+    if part == "network":
         other = "with --network b" if arguments.network == "a" else "without --network b"
         print(
             f"For that mean export the other network as well, {other}, predict with both, each with "

@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nnunetv2
 import torch
@@ -20,14 +20,11 @@ from nnunet_dualcl import __version__
 from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.layout import PROVENANCE_FILE, STOCK_TRAINER
 from nnunet_dualcl.model_folder import check_folds, trained_checkpoints
-from nnunet_dualcl.networks import check_layout, has_network_b, other_family, weights_of
+from nnunet_dualcl.networks import Network, check_layout, has_network_b, other_family, weights_of
 
 _MODEL_FILES = ("dataset.json", "plans.json", "dataset_fingerprint.json")
 _ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)
 """Of all files in an archive, the oldest that zip knows: the same model gives the same archive."""
-
-Network = Literal["a", "b"]
-"""Which one is exported: that of the plans, or the other one of two whole networks."""
 
 
 def export_stock_model(
@@ -172,7 +169,7 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path, network: Network = 
             )
         init_args = {**init_args, "plans": plans_b(init_args["plans"], init_args["configuration"])}
     stock = weights_of(weights, network)
-    _check_network(stock, init_args, path)
+    _check_network(stock, init_args, f"{path}: encoder and decoder {network.upper()}")
     return {
         "network_weights": stock,
         "init_args": init_args,
@@ -182,7 +179,7 @@ def stock_checkpoint(checkpoint: dict[str, Any], path: Path, network: Network = 
     }
 
 
-def _check_network(weights: dict[str, Any], init_args: dict[str, Any], path: Path) -> None:
+def _check_network(weights: dict[str, Any], init_args: dict[str, Any], what: str) -> None:
     """Refuse weights that do not fit what nnU-Net builds from the plans: a trainer with a network of its own."""
     plans, dataset_json = PlansManager(init_args["plans"]), init_args["dataset_json"]
     configuration = plans.get_configuration(init_args["configuration"])
@@ -197,7 +194,7 @@ def _check_network(weights: dict[str, Any], init_args: dict[str, Any], path: Pat
         network.load_state_dict(weights)
     except RuntimeError:
         raise DualCLError(
-            f"{path}: encoder and decoder are not the network that nnU-Net builds from the plans, so it could not "
+            f"{what} are not the network that nnU-Net builds from the plans, so it could not "
             "load them. Predict where this package and the trainer are installed: dualcl predict."
         ) from None
 

@@ -14,6 +14,8 @@ from nnunet_dualcl.errors import DualCLError
 from nnunet_dualcl.networks.interpolating_decoder import build_interpolating_decoder
 
 Prediction = Literal["mean", "a"]
+Network = Literal["a", "b"]
+"""Encoder and decoder A, the network of the plans; or, of two whole networks, the other one."""
 
 
 class DualOutput(NamedTuple):
@@ -54,7 +56,7 @@ def has_network_b(weights: Mapping[str, Any]) -> bool:
     return any(name.startswith(f"{_IN_B}decoder.encoder.") for name in weights)
 
 
-def weights_of(weights: Mapping[str, Any], network: Literal["a", "b"]) -> dict[str, Any]:
+def weights_of(weights: Mapping[str, Any], network: Network) -> dict[str, Any]:
     """The part of a state dict that nnU-Net's own network has: encoder and decoder A, or, of two networks, B."""
     if network == "a":
         return {name: value for name, value in weights.items() if not name.startswith(PREFIX_B)}
@@ -170,10 +172,6 @@ class DualDecoderUNet(nn.Module):
     @property
     def _branch_b(self) -> _BranchB:
         return cast(_BranchB, self.beside["seg_layers"])
-
-    def parts_b(self) -> list[nn.Module]:
-        """What decoder A has no use for."""
-        return [part for part in (self.encoder_b, self.decoder_b) if part is not None]
 
     def set_deep_supervision(self, enabled: bool) -> None:
         """Whether both decoders return logits of every stage or of the last one."""

@@ -134,8 +134,7 @@ class DualCLTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """nnU-Net's; it comes between network and DDP, which waits for a gradient of whatever is not frozen by then."""
-        for part in self.dual_network.parts_b():
-            part.requires_grad_(self.config.second_decoder)
+        self.dual_network.beside.requires_grad_(self.config.second_decoder)
         result: tuple[Any, Any] = super().configure_optimizers()
         return result
 

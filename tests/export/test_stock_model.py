@@ -101,7 +101,7 @@ def test_a_network_that_nnunet_does_not_build_from_the_plans_is_refused(model: P
     name = "decoder.seg_layers.0.weight"
     checkpoint["network_weights"][name] = torch.cat([checkpoint["network_weights"][name]] * 2, 1)
     torch.save(checkpoint, path)
-    with pytest.raises(DualCLError, match=r"decoder are not the network that nnU-Net builds .* dualcl predict"):
+    with pytest.raises(DualCLError, match=r"decoder A are not the network that nnU-Net builds .* dualcl predict"):
         export_stock_model(model, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 

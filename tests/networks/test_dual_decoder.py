@@ -87,10 +87,12 @@ def test_decoder_b_stores_no_encoder_and_upsamples_otherwise(architecture: Any) 
     assert not shared
 
 
+@pytest.mark.parametrize("two_encoders", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_branch_b_starts_as_nnunet_starts_a_network(architecture: Any, residual: bool) -> None:
-    network = build(architecture, 3, residual)[0]
-    convolutions = [module for part in network.parts_b() for module in part.modules() if isinstance(module, nn.Conv3d)]
+def test_branch_b_starts_as_nnunet_starts_a_network(architecture: Any, residual: bool, two_encoders: bool) -> None:
+    unet, second = build(architecture, 3, residual)[1], build(architecture, 3, not residual)[1]
+    network = DualDecoderUNet(unet, second=second if two_encoders else None)
+    convolutions = [module for module in network.beside.modules() if isinstance(module, nn.Conv3d)]
     for convolution in convolutions:
         assert convolution.bias is None or not convolution.bias.any()
         he = (2 / convolution.weight[0].numel()) ** 0.5
